@@ -1,0 +1,170 @@
+"""Every shape of data that crosses a module border, in one place.
+
+Letters used in shapes throughout the package: ``G`` groups, ``K`` responses of a group, ``T`` packed tokens, ``H``
+hidden size, ``S`` segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Conversation", "Group", "LossOutput", "Message", "PackedBatch", "SegmentLayout", "TokenizedGroup"]
+
+Message = dict[str, Any]
+"""One chat message: ``{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}``."""
+
+Conversation = Union[list[Message], str]
+"""Chat messages, or plain text that is used as it stands (no roles, no chat template)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with K responses, the best first: the one unit of data from file to loss to server.
+
+    Args:
+        prompt: Messages before the answer (the last one by the user or a tool), or plain text.
+        responses: K continuations of the prompt in order of preference, each a list of messages that begins with an
+            assistant message, or plain text when ``prompt`` is text.
+        ratings: A value per response on the data's own scale, or None. Only differences matter to ranking losses
+            (they can serve as margins); two equal ratings are a tie.
+        meta: Columns passed on for reports (``id``, ``subset``, ``source``, ...); never used by a loss.
+    """
+
+    prompt: Conversation
+    responses: tuple[Conversation, ...]
+    ratings: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ratings is not None and len(self.ratings) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses but {len(self.ratings)} ratings")
+
+    @property
+    def is_text(self) -> bool:
+        """True where prompt and responses are plain text rather than messages."""
+        return isinstance(self.prompt, str)
+
+    def conversations(self) -> list[Conversation]:
+        """The K whole conversations, prompt and response joined, best first."""
+        return [self.prompt + response for response in self.responses]  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class TokenizedGroup:
+    """A group as token ids: the prompt once, then each response from where it leaves the prompt.
+
+    Args:
+        prompt_ids: (P,) int32, the ids that all K conversations begin with.
+        response_ids: K arrays (R_k,) int32, each with at least one id, the rest of each conversation.
+        ratings: (K,) float32 or None.
+        dataset: Index of the source this group came from.
+        row: Row number inside that source, counted from 0.
+    """
+
+    prompt_ids: np.ndarray
+    response_ids: tuple[np.ndarray, ...]
+    ratings: np.ndarray | None = None
+    dataset: int = 0
+    row: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that have to be computed: the prompt once, plus every response."""
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)
+
+
+@dataclass(frozen=True)
+class SegmentLayout:
+    """Who may attend to whom in one packed row of T tokens.
+
+    Segment ``s`` holds the tokens ``start[s]:stop[s]``; each of them attends to the whole of
+    ``context_start[s]:context_stop[s]`` (the prompt of its group; empty for a prompt) and to its own segment up to
+    and including itself. Segments lie in order and cover the row without gaps.
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    context_start: tuple[int, ...]
+    context_stop: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop[-1] if self.stop else 0
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch: groups laid out in one row, every prompt once.
+
+    Args:
+        input_ids: (1, T) int64.
+        position_ids: (1, T) int64; each response continues counting from the end of its prompt.
+        segments: Who attends to whom.
+        last_index: (G, K) int64, the index in the row of the token whose score is the response's; 0 where masked.
+        response_mask: (G, K) bool, True where the response exists (groups may differ in K).
+        ratings: (G, K) float32, NaN where the data has none.
+        group_ids: (G,) int64, position of each group in its dataset, for reports.
+        group_weights: (G,) float32, 1 for a group that counts, 0 for filler that keeps ranks in step.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: SegmentLayout
+    last_index: Tensor
+    response_mask: Tensor
+    ratings: Tensor
+    group_ids: Tensor
+    group_weights: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.response_mask.shape[0])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The same batch with its tensors on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory, for asynchronous copies."""
+        return replace(
+            self, **{f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        )
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a model returns for one micro-batch.
+
+    Args:
+        loss: Scalar with gradient: the *sum* over the groups of the micro-batch.
+        group_losses: (G,) detached, the loss of each group, to find rows that went wrong.
+        metrics: Detached scalars, each a sum over the micro-batch, by name; ``num_*`` entries are the counts that
+            sums are divided by. No name contains ``loss``.
+    """
+
+    loss: Tensor
+    group_losses: Tensor
+    metrics: dict[str, Tensor]
+
+
+def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """``ids`` as a contiguous int32 array."""
+    return np.ascontiguousarray(ids, dtype=np.int32)
