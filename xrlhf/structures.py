@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ __all__ = ["Conversation", "Group", "LossOutput", "Message", "PackedBatch", "Seg
 Message = dict[str, Any]
 """One chat message: ``{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}``."""
 
-Conversation = Union[list[Message], str]
+Conversation = list[Message] | str
 """Chat messages, or plain text that is used as it stands (no roles, no chat template)."""
 
 

@@ -1,0 +1,25 @@
+"""Runtime defaults that every recipe inherits: hooks, logging, environment. Never a hyper-parameter."""
+
+from mmengine.hooks import IterTimerHook, LoggerHook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
+
+from xrlhf.engine.hooks import CurvesHook, StepCheckpointHook
+from xrlhf.engine.logging import StepLogProcessor
+
+default_hooks = dict(
+    runtime_info=dict(type=RuntimeInfoHook),
+    timer=dict(type=IterTimerHook),
+    sampler_seed=None,
+    logger=dict(type=LoggerHook, interval=10, log_metric_by_epoch=False),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=StepCheckpointHook, interval=500, max_keep=2),
+    curves=dict(type=CurvesHook),
+)
+custom_hooks = []
+log_processor = dict(type=StepLogProcessor, window_size=10)
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
+log_level = "INFO"
+
+# None: the device and the strategy are chosen by what is there (--device, --strategy).
+device = None
+strategy = None

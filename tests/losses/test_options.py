@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from xrlhf.errors import ConfigError
+from xrlhf.losses.options import number_option
+
+
+def test_accepted_numbers_come_back_as_floats() -> None:
+    for value in (0, 2, 0.5):
+        result = number_option("SomeLoss", "weight", value)
+        assert isinstance(result, float)
+        assert result == value
+
+
+@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, "0.1", None, True])
+def test_other_values_are_named_with_what_is_accepted(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        number_option("SomeLoss", "weight", value)
+    assert str(caught.value) == f"SomeLoss: weight is {value!r}; accepted is a finite number 0 or greater"
+
+
+def test_exclusive_minimum() -> None:
+    assert number_option("SomeLoss", "bound", 1e-9, exclusive=True) == 1e-9
+    with pytest.raises(ConfigError, match="SomeLoss: bound is 0; accepted is a finite number greater than 0"):
+        number_option("SomeLoss", "bound", 0, exclusive=True)

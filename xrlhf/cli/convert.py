@@ -1,0 +1,39 @@
+"""``xrlhf convert``: checkpoints to directories that other tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xrlhf.cli.options import CfgOptions, ConfigName, read_recipe
+
+__all__ = ["convert"]
+
+convert = typer.Typer(help="Convert checkpoints.", no_args_is_help=True)
+
+
+@convert.callback()
+def _convert() -> None:
+    """Convert checkpoints."""
+
+
+@convert.command("pth_to_hf")
+def pth_to_hf(
+    config: ConfigName,
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, such as work_dirs/NAME/iter_500.pth.")],
+    out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist, or be empty.")],
+    dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, bfloat16 or float16.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    cfg_options: CfgOptions = None,
+) -> None:
+    """Convert a checkpoint to a Hugging Face directory.
+
+    Example: xrlhf convert pth_to_hf tiny_reward_cpu work_dirs/tiny_reward_cpu/iter_375.pth reward_hf
+    """
+    recipe = read_recipe(config, cfg_options)
+    from xrlhf.export import export_checkpoint
+
+    export_checkpoint(recipe, checkpoint, out, dtype=dtype, max_shard_size=max_shard_size)
+    typer.echo(f"wrote {out}: load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})")

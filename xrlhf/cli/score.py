@@ -1,0 +1,56 @@
+"""``xrlhf score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from xrlhf.cli.options import DeviceName
+
+__all__ = ["score"]
+
+
+def score(
+    model: Annotated[str, typer.Argument(help="A reward model: a Hugging Face directory or hub name.")],
+    data: Annotated[Path, typer.Option(help="JSON Lines (or JSON, gzip, Parquet) with conversations.")],
+    out: Annotated[Path, typer.Option(help="JSON Lines to write: every row with its score.")],
+    device: DeviceName = None,
+    dtype: Annotated[str, typer.Option(help="Type the weights are held in.")] = "float32",
+    max_length: Annotated[
+        Optional[int],
+        typer.Option(help="Most tokens of a conversation; the model's own limit if not given."),
+    ] = None,
+    truncation: Annotated[str, typer.Option(help="For longer ones: drop (an error), prompt or end.")] = "drop",
+    token_budget: Annotated[int, typer.Option(help="Most tokens of one forward pass.")] = 16384,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Write rows that cannot be scored with an 'error' in place of stopping.")
+    ] = False,
+) -> None:
+    """Score every conversation of a file.
+
+    A row may hold messages; text; prompt + response; prompt + responses; prompt + chosen + rejected; or chosen +
+    rejected. It is written back with "score", or with "scores" in the row's own order where it holds several.
+
+    Example: xrlhf score reward_hf --data answers.jsonl --out scored.jsonl
+    """
+    from xrlhf.devices import find_device
+    from xrlhf.evaluation.score_file import score_file
+    from xrlhf.evaluation.scorer import Scorer
+
+    chosen = find_device(device)
+    chosen.set_device(0)
+    scorer = Scorer.from_pretrained(
+        model,
+        device=chosen,
+        dtype=dtype,
+        max_length=max_length,
+        truncation=truncation,  # type: ignore[arg-type]
+        token_budget=token_budget,
+    )
+    summary = score_file(scorer, data, out, skip_bad=skip_bad)
+    typer.echo(
+        f"wrote {out}: {summary.num_scores} scores of {summary.num_rows} rows"
+        + (f", {summary.num_bad} rows not scored" if summary.num_bad else "")
+    )

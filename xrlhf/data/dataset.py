@@ -1,0 +1,220 @@
+"""A training or evaluation set: one or several tables, weighted, and split into folds by prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from xrlhf.config.resolve import resolve
+from xrlhf.data.encoding import GroupEncoder, Truncation
+from xrlhf.data.permutation import derive_key
+from xrlhf.data.plan import GroupStream
+from xrlhf.data.sources import open_source
+from xrlhf.data.table import GroupTable, MapFn, build_table
+from xrlhf.errors import DataError
+from xrlhf.registry import DATASETS
+from xrlhf.structures import TokenizedGroup
+
+__all__ = ["Fold", "GroupDataset", "resolve_map_fn"]
+
+logger = logging.getLogger("xrlhf")
+
+
+def resolve_map_fn(spec: Any) -> MapFn:
+    """A map function from a recipe: a function, its dotted or registered name, or a dict with options.
+
+    Args:
+        spec: ``hh_map_fn``, ``"xrlhf.data.map_fns.hh_map_fn"`` or ``dict(type=hh_map_fn, empty="keep")``.
+    """
+    if isinstance(spec, Mapping):
+        options = {key: value for key, value in spec.items() if key != "type"}
+        return partial(resolve_map_fn(spec["type"]), **options)
+    if isinstance(spec, str) and "." not in spec:
+        spec = f"xrlhf.data.map_fns.{spec}"
+    found = resolve(spec)
+    if not callable(found):
+        raise DataError(f"map_fn {spec!r} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A split by prompt: every group of a prompt falls on the same side.
+
+    Args:
+        index: Which fold is held out, 0 to ``count - 1``.
+        count: Number of folds.
+        part: ``"train"`` keeps all but the fold, ``"held_out"`` the fold alone.
+        seed: Another seed deals the prompts to folds in another way.
+    """
+
+    index: int
+    count: int
+    part: Literal["train", "held_out"]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 2 or not 0 <= self.index < self.count:
+            raise DataError(f"fold {self.index} of {self.count}: need at least 2 folds and an index below their number")
+        if self.part not in ("train", "held_out"):
+            raise DataError(f"part of a fold must be 'train' or 'held_out', got {self.part!r}")
+
+    def select(self, prompt_keys: np.ndarray) -> np.ndarray:
+        """Indices of the groups in this part, int64, in order."""
+        salted = prompt_keys ^ np.uint64(derive_key("fold", self.seed))
+        # A second mixing: the salt alone would leave the low bits' pattern in place.
+        salted = (salted ^ (salted >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+        fold = (salted >> np.uint64(32)) % np.uint64(self.count)
+        held_out = fold == self.index
+        return np.nonzero(held_out if self.part == "held_out" else ~held_out)[0]
+
+
+@DATASETS.register_module()
+class GroupDataset:
+    """Groups from one or several sources.
+
+    Args:
+        sources: One dict per source: ``source`` (a path, a list of paths, or a dict that names a source class),
+            ``map_fn``, and optionally ``weight`` (visits of each group per epoch, 1 by default) and ``name``.
+        tokenizer: The prepared tokenizer (the builder puts it in).
+        max_length: Most tokens of one conversation.
+        truncation: ``"drop"``, ``"prompt"`` or ``"end"``; see :class:`GroupEncoder`.
+        fold: ``dict(index=, count=, part=)`` to train on all folds but one, or evaluate on that one.
+        max_groups: Keep only the first so many groups of each source, for a quick look.
+        cache_dir: Where tables are kept.
+        num_workers: Processes that tokenise; chosen by the size of the data if None.
+        max_bad_share: Largest share of rows without the format before the run stops.
+        max_left_out_share: Largest share of rows left out for any reason before the run stops.
+        chat_template_kwargs: Options of the chat template.
+
+    Raises:
+        DataError: A source is missing, bad or empty; an option is wrong.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Mapping[str, Any]],
+        *,
+        tokenizer: Any,
+        max_length: int,
+        truncation: Truncation = "drop",
+        fold: Mapping[str, Any] | None = None,
+        max_groups: int | None = None,
+        cache_dir: str | None = None,
+        num_workers: int | None = None,
+        max_bad_share: float = 0.02,
+        max_left_out_share: float = 0.5,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not sources:
+            raise DataError("a dataset needs at least one source")
+        self.encoder = GroupEncoder(
+            tokenizer,
+            max_length=max_length,
+            truncation=truncation,
+            chat_template_kwargs=dict(chat_template_kwargs or {}),
+        )
+        self.names: list[str] = []
+        self.tables: list[GroupTable] = []
+        self.weights: list[float] = []
+        self._selected: list[np.ndarray | None] = []
+        for number, spec in enumerate(sources):
+            unknown = set(spec) - {"source", "map_fn", "weight", "name"}
+            if unknown or "source" not in spec or "map_fn" not in spec:
+                raise DataError(
+                    f"sources[{number}] needs 'source' and 'map_fn' and may have 'weight' and 'name', "
+                    f"got {sorted(spec)}"
+                )
+            cache = Path(cache_dir).expanduser() if cache_dir else None
+            table = build_table(
+                open_source(spec["source"]),
+                resolve_map_fn(spec["map_fn"]),
+                self.encoder,
+                cache_dir=cache,
+                num_workers=num_workers,
+                max_bad_share=max_bad_share,
+                max_left_out_share=max_left_out_share,
+            )
+            table.dataset = number
+            selected = Fold(**fold).select(table.prompt_keys) if fold else None
+            if max_groups is not None:
+                selected = np.arange(min(max_groups, len(table))) if selected is None else selected[:max_groups]
+            if selected is not None and not len(selected):
+                raise DataError(f"{table.source_name}: no group is left after fold={fold} and max_groups={max_groups}")
+            self.names.append(self._unique_name(spec.get("name") or table.source_name))
+            self.tables.append(table)
+            self.weights.append(float(spec.get("weight", 1.0)))
+            self._selected.append(selected)
+        self.sizes = [len(t) if s is None else len(s) for t, s in zip(self.tables, self._selected, strict=True)]
+        self._ends = np.cumsum(self.sizes)
+
+    def _unique_name(self, name: str) -> str:
+        if name not in self.names:
+            return name
+        return next(candidate for i in range(2, 10_000) if (candidate := f"{name}_{i}") not in self.names)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"group {index} of a dataset of {len(self)}")
+        dataset = int(np.searchsorted(self._ends, index, side="right"))
+        local = index - (int(self._ends[dataset - 1]) if dataset else 0)
+        selected = self._selected[dataset]
+        return dataset, local if selected is None else int(selected[local])
+
+    def __getitem__(self, index: int) -> TokenizedGroup:
+        dataset, local = self._locate(index)
+        return self.tables[dataset][local]
+
+    def where(self, index: int) -> str:
+        """Which row of which source a group came from, counted from 0."""
+        dataset, local = self._locate(index)
+        return f"{self.names[dataset]} row {self.tables[dataset][local].row}"
+
+    def num_tokens(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Tokens that groups cost, int64: of the whole set, or of those at ``indices``."""
+        if indices is None:
+            return np.concatenate(
+                [table.num_tokens(selected) for table, selected in zip(self.tables, self._selected, strict=True)]
+            )
+        dataset = np.searchsorted(self._ends, indices, side="right")
+        lengths = np.empty(len(indices), dtype=np.int64)
+        for d in np.unique(dataset):
+            chosen = dataset == d
+            local = indices[chosen] - (self._ends[d - 1] if d else 0)
+            selected = self._selected[d]
+            lengths[chosen] = self.tables[d].num_tokens(local if selected is None else selected[local])
+        return lengths
+
+    def stream(self, seed: int, shuffle: bool = True) -> GroupStream:
+        """The order in which training visits the groups."""
+        return GroupStream(self.sizes, self.weights, seed=seed, shuffle=shuffle)
+
+    def report_lines(self) -> list[str]:
+        """What became of the rows of every source, and what sharing prompts saves."""
+        lines: list[str] = []
+        for name, table, size in zip(self.names, self.tables, self.sizes, strict=True):
+            lines.extend(table.report.lines(name))
+            if size != len(table):
+                lines.append(f"  of these, {size} groups are in this split")
+            apart = table.total_conversation_tokens()
+            lines.append(
+                f"  {table.total_tokens:,} tokens to compute, {apart:,} if every prompt were repeated"
+                f" ({1 - table.total_tokens / max(1, apart):.0%} saved)"
+            )
+        return lines
+
+    def report(self) -> dict[str, Any]:
+        """The same counts as data, by source."""
+        return {
+            name: {**table.report.to_json(), "num_groups_used": size, "num_tokens": table.total_tokens}
+            for name, table, size in zip(self.names, self.tables, self.sizes, strict=True)
+        }

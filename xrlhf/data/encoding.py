@@ -1,0 +1,223 @@
+"""From groups of messages to groups of token ids, through the tokenizer's chat template and nothing else.
+
+Whatever a conversation ends on (an end-of-turn token, a reward token, EOS) is written by the template itself, which
+travels with every export: anybody who renders and tokenises the same conversation gets the same ids, and so the same
+score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from xrlhf.data.reasons import Reason, RowError
+from xrlhf.errors import DataError, ModelError
+from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
+
+__all__ = ["GroupEncoder", "Truncation", "shared_prefix_length", "tokenizer_fingerprint"]
+
+Truncation = Literal["drop", "prompt", "end"]
+"""What to do with a conversation over the limit: leave the group out, cut the prompt's beginning, cut the end."""
+
+_PROBE = "xrlhfprobe"
+
+
+def shared_prefix_length(sequences: Sequence[np.ndarray]) -> int:
+    """Ids that all sequences begin with, at most one fewer than the shortest has.
+
+    The cap leaves every sequence at least one id of its own, so that each has a token to be scored at, also where one
+    is the beginning of another.
+    """
+    shortest = min(len(ids) for ids in sequences)
+    if shortest == 0:
+        return 0
+    first = sequences[0][: shortest - 1]
+    shared = shortest - 1
+    for ids in sequences[1:]:
+        differs = np.nonzero(first[:shared] != ids[:shared])[0]
+        if len(differs):
+            shared = int(differs[0])
+    return shared
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of all that decides a tokenizer's output: vocabulary, merges, special tokens, chat template."""
+    digest = hashlib.blake2b(digest_size=16)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        digest.update(backend.to_str().encode())
+    else:
+        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Matches text that the tokenizer would read as a control token: special ones and those its template writes."""
+    template = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    tokens = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (len(token.content) > 2 and token.content in template)
+    }
+    if not tokens:
+        return None
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+class GroupEncoder:
+    """Encode groups in batches.
+
+    Args:
+        tokenizer: A tokenizer, with a chat template unless all groups are plain text.
+        max_length: Most tokens of one whole conversation (prompt and response), at least 2.
+        truncation: ``"drop"`` leaves a group out when any of its conversations is longer; ``"prompt"`` cuts the
+            beginning of the shared prompt (a leading BOS stays); ``"end"`` cuts the end of the text and puts the
+            closing tokens of the template behind the cut. Whatever is left out is a counted :class:`RowError`.
+        chat_template_kwargs: Passed to every rendering, for instance ``{"enable_thinking": False}``.
+
+    Raises:
+        DataError: An unknown truncation or an impossible length.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        truncation: Truncation = "drop",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if truncation not in ("drop", "prompt", "end"):
+            raise DataError(f"truncation must be 'drop', 'prompt' or 'end', got {truncation!r}")
+        if max_length < 2:
+            raise DataError(f"max_length must be at least 2 tokens, got {max_length}")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncation = truncation
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._control_token = _control_token_pattern(tokenizer)
+        self._closing: dict[bool, np.ndarray] = {}
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the ids this encoder makes."""
+        settings = [tokenizer_fingerprint(self.tokenizer), self.max_length, self.truncation, self.chat_template_kwargs]
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def encode(self, groups: Sequence[Group], *, keep_identical: bool = False) -> list[TokenizedGroup | RowError]:
+        """Encode groups; in place of a group that must be left out stands the reason.
+
+        Args:
+            groups: The groups.
+            keep_identical: Keep groups two of whose responses have the same tokens: scoring may, training may not.
+
+        Raises:
+            ModelError: The tokenizer has no chat template but a group holds messages.
+        """
+        conversations = [conversation for group in groups for conversation in group.conversations()]
+        encoded = iter(self.encode_conversations(conversations))
+        results: list[TokenizedGroup | RowError] = []
+        for group in groups:
+            ids = [next(encoded) for _ in group.responses]
+            failure = next((item for item in ids if isinstance(item, RowError)), None)
+            results.append(
+                failure or self._assemble(group, [i for i in ids if isinstance(i, np.ndarray)], keep_identical)
+            )
+        return results
+
+    def encode_conversations(self, conversations: Sequence[Conversation]) -> list[np.ndarray | RowError]:
+        """Token ids, (length,) int32, of whole conversations, before any truncation.
+
+        A conversation the chat template refuses (roles out of order, say) gives a :class:`RowError`.
+        """
+        results: list[np.ndarray | RowError] = []
+        texts: list[str] = []
+        slots: list[int] = []
+        for slot, conversation in enumerate(conversations):
+            if isinstance(conversation, str):
+                results.append(self._encode_text(conversation))
+                continue
+            try:
+                if self._mentions_control_token(conversation):
+                    results.append(self._encode_sanitised(conversation))
+                    continue
+                texts.append(self._render(conversation))
+            except ModelError:
+                raise
+            except Exception as error:
+                results.append(RowError(Reason.WRONG_ROLES, f"the chat template refuses the conversation: {error}"))
+                continue
+            slots.append(slot)
+            results.append(as_ids([]))
+        if texts:
+            for slot, ids in zip(slots, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+                results[slot] = as_ids(ids)
+        return results
+
+    def _render(self, conversation: list[dict[str, Any]]) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"the tokenizer {self.tokenizer.name_or_path!r} has no chat template: give one in the recipe "
+                "(tokenizer=dict(..., chat_template=FILE)) or use plain-text rows (text_pair_map_fn)"
+            )
+        return self.tokenizer.apply_chat_template(conversation, tokenize=False, **self.chat_template_kwargs)
+
+    def _mentions_control_token(self, conversation: list[dict[str, Any]]) -> bool:
+        if self._control_token is None:
+            return False
+        return any(self._control_token.search(str(message.get("content", ""))) for message in conversation)
+
+    def _encode_sanitised(self, conversation: list[dict[str, Any]]) -> np.ndarray:
+        self._render(conversation)
+        encoded = self.tokenizer.apply_chat_template(
+            conversation, tokenize=True, return_dict=True, sanitize_control_tokens=True, **self.chat_template_kwargs
+        )
+        return as_ids(encoded["input_ids"])
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        ids = list(self.tokenizer(text)["input_ids"])
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and (not ids or ids[-1] != eos):
+            ids.append(eos)
+        return as_ids(ids)
+
+    def _assemble(self, group: Group, ids: list[np.ndarray], keep_identical: bool) -> TokenizedGroup | RowError:
+        if self.truncation == "end":
+            closing = self._closing_ids(group.is_text)
+            keep = self.max_length - len(closing)
+            if keep < 1:
+                return RowError(Reason.TOO_LONG, f"max_length {self.max_length} leaves no room for text")
+            ids = [np.concatenate([seq[:keep], closing]) if len(seq) > self.max_length else seq for seq in ids]
+        shared = shared_prefix_length(ids)
+        longest = max(len(seq) for seq in ids)
+        prompt = ids[0][:shared]
+        if longest > self.max_length:
+            prompt_cut = longest - self.max_length
+            keeps_bos = bool(len(prompt)) and int(prompt[0]) == self.tokenizer.bos_token_id
+            if self.truncation == "drop" or prompt_cut > shared - keeps_bos - 1:
+                return RowError(Reason.TOO_LONG, f"{longest} tokens, the limit is {self.max_length}")
+            prompt = np.concatenate([prompt[:keeps_bos], prompt[keeps_bos + prompt_cut :]])
+        responses = tuple(np.ascontiguousarray(seq[shared:]) for seq in ids)
+        if not keep_identical and len({seq.tobytes() for seq in responses}) < len(responses):
+            return RowError(Reason.IDENTICAL, "two responses have the same tokens")
+        ratings = None if group.ratings is None else np.asarray(group.ratings, dtype=np.float32)
+        return TokenizedGroup(np.ascontiguousarray(prompt), responses, ratings)
+
+    def _closing_ids(self, is_text: bool) -> np.ndarray:
+        """Ids that stand behind the last word of every conversation."""
+        if is_text not in self._closing:
+            if is_text:
+                eos = self.tokenizer.eos_token_id
+                self._closing[True] = as_ids([] if eos is None else [eos])
+            else:
+                rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}])
+                tail = rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
+                self._closing[False] = as_ids(self.tokenizer(tail, add_special_tokens=False)["input_ids"])
+        return self._closing[is_text]

@@ -1,0 +1,155 @@
+"""The data side of training and evaluation: plans turned into packed batches, ahead of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from xrlhf.data.dataset import GroupDataset
+from xrlhf.data.packing import pack
+from xrlhf.data.plan import StepPlan, deal, plan_whole_set
+from xrlhf.errors import ConfigError
+from xrlhf.structures import PackedBatch
+
+__all__ = ["EvalBatch", "EvalLoader", "StepBatches", "StepLoader"]
+
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One optimizer step as this rank sees it.
+
+    Args:
+        step: The step, counted from 0.
+        num_groups: Groups of the step over all ranks: what the loss is divided by.
+        batches: This rank's micro-batches.
+        num_responses: Responses of this rank's groups, filler left out.
+        num_tokens: Tokens this rank computes, filler left out.
+    """
+
+    step: int
+    num_groups: int
+    batches: tuple[PackedBatch, ...]
+    num_responses: int
+    num_tokens: int
+
+
+class StepLoader:
+    """Micro-batches for every optimizer step, by step number.
+
+    Args:
+        dataset: The training set.
+        groups_per_step: Groups of one optimizer step over all ranks.
+        token_budget: Most tokens of one micro-batch.
+        seed: Seed of the order.
+        shuffle: False visits the groups in file order.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(
+        self,
+        dataset: GroupDataset,
+        *,
+        groups_per_step: int,
+        token_budget: int,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if groups_per_step < 1 or token_budget < 1:
+            raise ConfigError(
+                f"groups_per_step and token_budget must be at least 1, got {groups_per_step} and {token_budget}"
+            )
+        self.dataset = dataset
+        self.groups_per_step = groups_per_step
+        self.token_budget = token_budget
+        self.rank = rank
+        self.world_size = world_size
+        self.stream = dataset.stream(seed, shuffle)
+
+    def __len__(self) -> int:
+        """Optimizer steps of one epoch, the last of which may reach into the next."""
+        return math.ceil(self.stream.epoch_size / self.groups_per_step)
+
+    def num_steps(self, max_epochs: float) -> int:
+        """Optimizer steps of ``max_epochs`` epochs."""
+        return math.ceil(round(self.stream.epoch_size * max_epochs) / self.groups_per_step)
+
+    def group_ids(self, step: int) -> np.ndarray:
+        """The groups of a step, whatever the number of ranks."""
+        return self.stream(step * self.groups_per_step, (step + 1) * self.groups_per_step)
+
+    def plan(self, step: int) -> StepPlan:
+        """How the groups of a step are dealt to ranks and micro-batches."""
+        ids = self.group_ids(step)
+        return deal(ids, self.dataset.num_tokens(ids), world_size=self.world_size, token_budget=self.token_budget)
+
+    def load(self, step: int) -> StepBatches:
+        """This rank's packed batches of a step."""
+        plan = self.plan(step)
+        batches = tuple(
+            pack(
+                [self.dataset[int(i)] for i in micro_batch.group_ids],
+                group_ids=micro_batch.group_ids,
+                weights=micro_batch.weights,
+            )
+            for micro_batch in plan.micro_batches[self.rank]
+        )
+        counted = [batch for batch in batches if bool(batch.group_weights.any())]
+        return StepBatches(
+            step,
+            plan.num_groups,
+            batches,
+            num_responses=sum(int(batch.response_mask.sum()) for batch in counted),
+            num_tokens=sum(batch.num_tokens for batch in counted),
+        )
+
+    def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
+        """Steps ``start:stop`` in order, packed by a thread while the device computes."""
+        with ThreadPoolExecutor(1, thread_name_prefix="xrlhf-loader") as pool:
+            ahead = [pool.submit(self.load, step) for step in range(start, min(start + _AHEAD, stop))]
+            for step in range(start, stop):
+                loaded = ahead.pop(0).result()
+                if step + _AHEAD < stop:
+                    ahead.append(pool.submit(self.load, step + _AHEAD))
+                yield loaded
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """A packed batch of an evaluation set and the source each group came from: (G,) int64."""
+
+    batch: PackedBatch
+    datasets: np.ndarray
+
+
+class EvalLoader:
+    """Every group of a set exactly once, in batches under a token budget.
+
+    Args:
+        dataset: The evaluation set.
+        token_budget: Most tokens of one batch.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, dataset: GroupDataset, *, token_budget: int, rank: int = 0, world_size: int = 1) -> None:
+        if token_budget < 1:
+            raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
+        self.dataset = dataset
+        self._batches = plan_whole_set(dataset.num_tokens(), world_size=world_size, token_budget=token_budget)[rank]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for ids in self._batches:
+            groups = [self.dataset[int(i)] for i in ids]
+            yield EvalBatch(pack(groups, group_ids=ids), np.array([group.dataset for group in groups]))

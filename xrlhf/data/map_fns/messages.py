@@ -1,0 +1,344 @@
+"""What map functions are made of: checked columns, checked messages, and the group they end in.
+
+Every function here raises :class:`RowError` for a row that lacks the format, with a detail that names the column and
+never quotes a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xrlhf.data.reasons import Reason, RowError, kind_of, short
+from xrlhf.errors import ConfigError
+from xrlhf.structures import Conversation, Group, Message
+
+__all__ = [
+    "META_COLUMNS",
+    "ROLES",
+    "SHAREGPT_ROLES",
+    "check_answer",
+    "check_choice",
+    "check_messages",
+    "check_prompt",
+    "column",
+    "group_of",
+    "is_blank",
+    "meta_of",
+    "rating_of",
+    "split_conversations",
+    "text_of",
+]
+
+ROLES: Mapping[str, str] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+"""Roles as they are written in a row, and the role each of them means."""
+
+SHAREGPT_ROLES: Mapping[str, str] = {
+    "system": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+"""The tags of ShareGPT rows."""
+
+META_COLUMNS = ("id", "prompt_id", "source", "subset", "tools", "reference", "chat_template_kwargs")
+"""Columns that are passed on in ``Group.meta`` where a row has them."""
+
+_ASKING_ROLES = ("user", "tool")
+# What chat templates read besides role and content; anything else (model names, timestamps) would only keep equal
+# messages from being equal.
+_MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "loss_weight")
+_MAX_NAMES = 12
+
+
+def column(row: Mapping[str, Any], name: str, hint: str = "") -> Any:
+    """The value of a column, whatever it is.
+
+    Args:
+        row: The row.
+        name: The column's name, exactly as the row has it.
+        hint: What to do where it is missing, put behind the message.
+    """
+    try:
+        return row[name]
+    except KeyError:
+        names = [short(str(key)) for key in list(row)[:_MAX_NAMES]]
+        found = ", ".join(names) + (", ..." if len(row) > _MAX_NAMES else "") or "none"
+        more = f"; {hint}" if hint else ""
+        raise RowError(Reason.MISSING_COLUMN, f"column {name!r} is missing; the row has {found}{more}") from None
+
+
+def text_of(value: Any, where: str) -> str:
+    """``value`` as text, unchanged where it is text.
+
+    JSON files deliver booleans and numbers where a text was meant, so those become what they were before: a boolean
+    ``"True"`` or ``"False"``, a number its digits.
+
+    Args:
+        value: What the column holds.
+        where: The column, for messages.
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_unicode(value, where)
+        return value
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    found = "not a number" if isinstance(value, float) else kind_of(value)
+    raise RowError(Reason.WRONG_TYPE, f"{where} is {found}; expected text")
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise RowError(
+            Reason.WRONG_TYPE, f"{where} holds half a surrogate pair at character {err.start}; expected valid Unicode"
+        ) from None
+
+
+def rating_of(value: Any, where: str) -> float:
+    """``value`` as a rating: a finite number, not a boolean and not text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise RowError(Reason.BAD_LABEL, f"{where} is {short(value)}; expected a finite number")
+
+
+def meta_of(row: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """The columns of ``row`` that reports and chat templates may need: :data:`META_COLUMNS` and ``more``."""
+    return {name: row[name] for name in (*META_COLUMNS, *more) if row.get(name) is not None}
+
+
+def check_choice(option: str, value: str, accepted: Sequence[str]) -> None:
+    """Raises ConfigError unless ``value`` is one of ``accepted``."""
+    if value not in accepted:
+        raise ConfigError(f"map function option {option}={value!r}; expected one of {', '.join(map(repr, accepted))}")
+
+
+def check_messages(
+    value: Any,
+    where: str,
+    *,
+    role_key: str = "role",
+    content_key: str = "content",
+    roles: Mapping[str, str] = ROLES,
+) -> list[Message]:
+    """A list of messages in canonical form, in new objects.
+
+    A system message may only come first, and a blank one is left out. Content may be text, or a list of text parts
+    (``{"type": "text", "text": ...}``), which are joined; it may be null only beside ``tool_calls``. Keys that are null
+    count as absent, since Arrow files fill them in.
+
+    Args:
+        value: What the column holds.
+        where: The column, for messages.
+        role_key: Key of the role in a message.
+        content_key: Key of the text in a message.
+        roles: Accepted roles as the row writes them, each with the canonical role it means.
+
+    Returns:
+        The messages; an empty list for an empty list.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise RowError(Reason.WRONG_TYPE, f"{where} is {kind_of(value)}; expected a list of messages")
+    messages: list[Message] = []
+    for index, item in enumerate(value):
+        here = f"{where}[{index}]"
+        message = _check_message(item, here, role_key, content_key, roles)
+        if message["role"] == "system":
+            if index:
+                raise RowError(Reason.WRONG_ROLES, f"{here} is by the system; a system message may only come first")
+            if is_blank(message["content"]):
+                continue
+        messages.append(message)
+    return messages
+
+
+def _check_message(item: Any, where: str, role_key: str, content_key: str, roles: Mapping[str, str]) -> Message:
+    if not isinstance(item, Mapping):
+        raise RowError(
+            Reason.WRONG_TYPE, f"{where} is {kind_of(item)}; expected a message with {role_key!r} and {content_key!r}"
+        )
+    if role_key not in item or content_key not in item:
+        found = ", ".join(short(str(key)) for key in list(item)[:_MAX_NAMES]) or "nothing"
+        raise RowError(
+            Reason.WRONG_TYPE, f"{where} has {found}; expected a message with {role_key!r} and {content_key!r}"
+        )
+    role = item[role_key]
+    if not isinstance(role, str) or role not in roles:
+        raise RowError(Reason.WRONG_ROLES, f"{where} has the role {short(role)}; expected one of {', '.join(roles)}")
+    content = item[content_key]
+    if content is None and item.get("tool_calls"):
+        text = ""
+    elif isinstance(content, (list, tuple)):
+        text = _join_parts(content, f"{where}.{content_key}")
+    else:
+        text = text_of(content, f"{where}.{content_key}")
+    kept = {key: item[key] for key in _MESSAGE_KEYS if item.get(key) is not None}
+    return {"role": roles[role], "content": text, **kept}
+
+
+def _join_parts(parts: Sequence[Any], where: str) -> str:
+    texts = []
+    for index, part in enumerate(parts):
+        here = f"{where}[{index}]"
+        if not isinstance(part, Mapping):
+            raise RowError(Reason.WRONG_TYPE, f"{here} is {kind_of(part)}; expected a text part")
+        if part.get("type") != "text":
+            raise RowError(Reason.WRONG_TYPE, f"{here} is a part of type {short(part.get('type'))}; expected 'text'")
+        texts.append(text_of(part["text"] if part.get("text") is not None else part.get("value"), here))
+    return "".join(texts)
+
+
+def check_prompt(value: Any, where: str) -> list[Message]:
+    """A prompt as messages, the last one by the user or a tool.
+
+    Args:
+        value: A list of messages, one message, or a text, which becomes one user message.
+        where: The column, for messages.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return [{"role": "user", "content": text_of(value, where)}]
+    messages = check_messages(value, where)
+    if not messages:
+        raise RowError(Reason.NO_PROMPT, f"{where} holds no messages")
+    if messages[-1]["role"] not in _ASKING_ROLES:
+        raise RowError(
+            Reason.WRONG_ROLES, f"{where} ends with a message by the {messages[-1]['role']}; expected user or tool"
+        )
+    return messages
+
+
+def check_answer(value: Any, where: str) -> list[Message]:
+    """An answer as messages, the first and the last one by the assistant.
+
+    Args:
+        value: A list of messages, one message, or a text, which becomes one assistant message.
+        where: The column, for messages.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return [{"role": "assistant", "content": text_of(value, where)}]
+    messages = check_messages(value, where)
+    if not messages:
+        raise RowError(Reason.EMPTY, f"{where} holds no messages")
+    if messages[0]["role"] != "assistant":
+        raise RowError(
+            Reason.WRONG_ROLES,
+            f"{where} begins with a message by the {messages[0]['role']}; expected assistant (where the answers hold "
+            "whole conversations, use conversation_pair_map_fn)",
+        )
+    _check_last(messages, where)
+    return messages
+
+
+def _check_last(messages: Sequence[Message], where: str) -> None:
+    if messages[-1]["role"] != "assistant":
+        raise RowError(
+            Reason.WRONG_ROLES, f"{where} ends with a message by the {messages[-1]['role']}; expected assistant"
+        )
+
+
+def split_conversations(
+    conversations: Sequence[list[Message]], names: Sequence[str]
+) -> tuple[list[Message], list[list[Message]]]:
+    """Splits whole conversations into the prompt they share and the answer of each.
+
+    The prompt is the longest run of equal leading messages, up to the last one in it by the user or a tool. What
+    follows is the answer: one message in most sets, several where the conversations part earlier.
+
+    Args:
+        conversations: Two or more lists of checked messages.
+        names: The column of each, for messages.
+
+    Returns:
+        The prompt, and the answers in the order of ``conversations``; each begins and ends with the assistant.
+    """
+    for conversation, name in zip(conversations, names, strict=True):
+        if not conversation:
+            raise RowError(Reason.NO_PROMPT, f"{name} holds no messages")
+        _check_last(conversation, name)
+    num_common = 0
+    for same_place in zip(*conversations, strict=False):
+        if any(message != same_place[0] for message in same_place[1:]):
+            break
+        num_common += 1
+    first = conversations[0]
+    asked = [index for index in range(num_common) if first[index]["role"] in _ASKING_ROLES]
+    if not asked:
+        raise RowError(Reason.NO_PROMPT, f"{' and '.join(names)} share no message by the user before they differ")
+    end = asked[-1] + 1
+    answers = [conversation[end:] for conversation in conversations]
+    for answer, name in zip(answers, names, strict=True):
+        if answer[0]["role"] != "assistant":
+            raise RowError(
+                Reason.WRONG_ROLES,
+                f"{name}[{end}] is by the {answer[0]['role']} where the shared prompt ends; expected assistant",
+            )
+    return first[:end], answers
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing but white space."""
+    return not text or text.isspace()
+
+
+def group_of(
+    prompt: Conversation,
+    responses: Sequence[Conversation],
+    names: Sequence[str],
+    *,
+    ratings: Sequence[float] | None = None,
+    rating_names: Sequence[str] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    empty: str = "drop",
+) -> Group:
+    """The group of a row, unless it carries no usable preference.
+
+    Args:
+        prompt: Messages or text. Text may be empty, for rows that are whole texts; messages must hold some text.
+        responses: Answers, the best first.
+        names: The column of each answer, for messages.
+        ratings: The rating of each answer, none above the one before it.
+        rating_names: The column of each rating, for messages.
+        meta: Passed on.
+        empty: ``"drop"`` raises on a blank answer, ``"keep"`` keeps it.
+
+    Raises:
+        RowError: NO_PROMPT, BAD_LABEL (ratings contradict the order), EMPTY, IDENTICAL, or TIE (all rated alike).
+    """
+    check_choice("empty", empty, ("drop", "keep"))
+    if not isinstance(prompt, str) and all(is_blank(message["content"]) for message in prompt):
+        raise RowError(Reason.NO_PROMPT, "the prompt is blank")
+    if ratings is not None:
+        called = rating_names or [f"the rating of {name}" for name in names]
+        for index in range(1, len(ratings)):
+            if ratings[index] > ratings[index - 1]:
+                raise RowError(
+                    Reason.BAD_LABEL,
+                    f"{called[index]} ({ratings[index]:g}) is above {called[index - 1]} ({ratings[index - 1]:g}), "
+                    "against the order of the answers",
+                )
+    if empty == "drop":
+        for response, name in zip(responses, names, strict=True):
+            if _says_nothing(response):
+                raise RowError(Reason.EMPTY, f"{name} is blank")
+    for index, response in enumerate(responses):
+        if response in responses[:index]:
+            twin = names[list(responses).index(response)]
+            raise RowError(Reason.IDENTICAL, f"{twin} and {names[index]} are the same")
+    if ratings is not None and len(set(ratings)) == 1:
+        raise RowError(Reason.TIE, f"all answers are rated {ratings[0]:g}")
+    return Group(prompt, tuple(responses), None if ratings is None else tuple(ratings), meta or {})
+
+
+def _says_nothing(response: Conversation) -> bool:
+    if isinstance(response, str):
+        return is_blank(response)
+    last = response[-1]
+    return is_blank(last["content"]) and not last.get("tool_calls")

@@ -1,0 +1,85 @@
+"""Lay groups out in one packed row: every prompt once, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from xrlhf.structures import PackedBatch, SegmentLayout, TokenizedGroup
+
+__all__ = ["pack"]
+
+
+def pack(
+    groups: Sequence[TokenizedGroup],
+    *,
+    group_ids: Sequence[int] | np.ndarray | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
+) -> PackedBatch:
+    """Pack groups into one row ``[prompt, response 1, ..., response K, prompt, ...]``.
+
+    Two groups, ``prompt [5 6]`` with responses ``[7]``, ``[8 9]`` and ``prompt [4]`` with ``[3]``, ``[2]``, become::
+
+        input_ids     5 6 | 7 | 8 9 | 4 | 3 | 2
+        position_ids  0 1 | 2 | 2 3 | 0 | 1 | 1
+        last_index    [[2, 4], [6, 7]]
+
+    Args:
+        groups: At least one group; groups may differ in K.
+        group_ids: (G,) ids for reports; 0..G-1 if None.
+        weights: (G,) 1 for a group that counts, 0 for filler; all 1 if None.
+
+    Returns:
+        The packed batch, on the CPU.
+    """
+    if not groups:
+        raise ValueError("cannot pack an empty list of groups")
+    num_groups = len(groups)
+    most_responses = max(len(group.response_ids) for group in groups)
+    last_index = np.zeros((num_groups, most_responses), dtype=np.int64)
+    response_mask = np.zeros((num_groups, most_responses), dtype=bool)
+    ratings = np.full((num_groups, most_responses), np.nan, dtype=np.float32)
+    pieces: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    start: list[int] = []
+    stop: list[int] = []
+    context_start: list[int] = []
+    context_stop: list[int] = []
+    at = 0
+    for g, group in enumerate(groups):
+        prompt_length = len(group.prompt_ids)
+        prompt_start, prompt_stop = at, at + prompt_length
+        if prompt_length:
+            pieces.append(group.prompt_ids)
+            positions.append(np.arange(prompt_length))
+            start.append(prompt_start)
+            stop.append(prompt_stop)
+            context_start.append(prompt_start)
+            context_stop.append(prompt_start)
+            at = prompt_stop
+        for k, ids in enumerate(group.response_ids):
+            pieces.append(ids)
+            positions.append(np.arange(prompt_length, prompt_length + len(ids)))
+            start.append(at)
+            at += len(ids)
+            stop.append(at)
+            context_start.append(prompt_start)
+            context_stop.append(prompt_stop)
+            last_index[g, k] = at - 1
+            response_mask[g, k] = True
+        if group.ratings is not None:
+            ratings[g, : len(group.response_ids)] = group.ratings
+    ids_of_groups = np.arange(num_groups) if group_ids is None else np.asarray(group_ids)
+    group_weights = np.ones(num_groups) if weights is None else np.asarray(weights)
+    return PackedBatch(
+        input_ids=torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None],
+        position_ids=torch.from_numpy(np.concatenate(positions).astype(np.int64))[None],
+        segments=SegmentLayout(tuple(start), tuple(stop), tuple(context_start), tuple(context_stop)),
+        last_index=torch.from_numpy(last_index),
+        response_mask=torch.from_numpy(response_mask),
+        ratings=torch.from_numpy(ratings),
+        group_ids=torch.from_numpy(ids_of_groups.astype(np.int64)),
+        group_weights=torch.from_numpy(group_weights.astype(np.float32)),
+    )

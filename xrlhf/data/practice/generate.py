@@ -1,0 +1,273 @@
+"""Practice data, drawn from the world, the phrases and the rule: groups to rank, dialogues to imitate, bare prompts.
+
+Every row is drawn from a generator of its own, seeded with the part, the seed and the row number, so a row is the same
+however many rows are asked for and whichever process draws it. Only ``random.Random.random`` is used, the one method
+whose sequence Python promises to keep between versions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from xrlhf.data.practice import phrases
+from xrlhf.data.practice.rule import score_answer
+from xrlhf.data.practice.world import FACTS, PLACES, TOWN, UNKNOWN_PLACES
+from xrlhf.errors import ConfigError
+from xrlhf.structures import Group, Message
+
+__all__ = [
+    "MAX_RESPONSES",
+    "PARTS",
+    "practice_dialogues",
+    "practice_group",
+    "practice_groups",
+    "practice_prompts",
+    "write_jsonl",
+]
+
+PARTS: Final = ("train", "held_out")
+MAX_RESPONSES: Final = 6
+
+_ASPECTS: Final = ("opens", "street", "fame")
+_MIN_GAP: Final = 1.0
+_MAX_DRAWS: Final = 40
+
+_T = TypeVar("_T")
+
+
+class _Draw:
+    """Draws of one row."""
+
+    def __init__(self, *key: object) -> None:
+        self._random = random.Random("/".join(map(str, ("xrlhf practice", *key)))).random
+
+    def chance(self, probability: float) -> bool:
+        return self._random() < probability
+
+    def one(self, items: Sequence[_T]) -> _T:
+        return items[int(self._random() * len(items))]
+
+    def weighted(self, items: Sequence[tuple[_T, float]]) -> _T:
+        """One of (item, probability) pairs whose probabilities sum to 1."""
+        point = self._random()
+        for item, probability in items:
+            point -= probability
+            if point < 0:
+                return item
+        return items[-1][0]
+
+
+class _Scene(NamedTuple):
+    """A conversation that waits for an answer, what its last turn asks for, and the places that lead astray."""
+
+    messages: list[Message]
+    place: str
+    aspect: str
+    mentioned: tuple[str, ...]
+
+
+class _Manner(NamedTuple):
+    """Everything about an answer except what it says."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    repeats: bool
+    breaks_off: bool
+
+
+def practice_prompts(num_prompts: int = 1000, seed: int = 0, part: str = "train") -> list[list[Message]]:
+    """Conversations that wait for an answer.
+
+    Args:
+        num_prompts: How many.
+        seed: Another seed gives other prompts of the same part.
+        part: ``train`` or ``held_out``; no conversation is in both, whatever the seeds.
+    """
+    _check(part)
+    return [_scene(_Draw(part, seed, row), part).messages for row in range(num_prompts)]
+
+
+def practice_groups(
+    num_groups: int = 4000, seed: int = 0, num_responses: int | Sequence[int] = 2, part: str = "train"
+) -> list[Group]:
+    """Prompts with ranked answers, rated by the rule.
+
+    Args:
+        num_groups: How many.
+        seed: Another seed gives other groups of the same part.
+        num_responses: Answers to each prompt, from 2 to 6, or several numbers to draw from, such as ``(2, 3, 4)``.
+        part: ``train`` or ``held_out``; no prompt is in both, whatever the seeds.
+
+    Returns:
+        Groups whose ratings fall by at least one point from each response to the next.
+
+    Raises:
+        ConfigError: ``part`` or ``num_responses`` is not one of the above.
+    """
+    return [practice_group(row, seed, num_responses, part) for row in range(num_groups)]
+
+
+def practice_group(row: int, seed: int = 0, num_responses: int | Sequence[int] = 2, part: str = "train") -> Group:
+    """The group at one row of :func:`practice_groups`."""
+    _check(part)
+    sizes = (num_responses,) if isinstance(num_responses, int) else tuple(num_responses)
+    if not sizes or not all(2 <= size <= MAX_RESPONSES for size in sizes):
+        raise ConfigError(
+            f"practice data: num_responses={num_responses!r} must be a number from 2 to {MAX_RESPONSES}, or several"
+        )
+    draw = _Draw(part, seed, row)
+    scene = _scene(draw, part)
+    ranked = _ranked_answers(draw, scene, draw.one(sizes))
+    responses = tuple([{"role": "assistant", "content": answer}] for _, answer in ranked)
+    return Group(scene.messages, responses, tuple(score for score, _ in ranked))
+
+
+def practice_dialogues(num_dialogues: int = 1000, seed: int = 0, part: str = "train") -> list[list[Message]]:
+    """Answered conversations of every quality, most of them mediocre: to teach a policy to talk before it is aligned.
+
+    Args:
+        num_dialogues: How many.
+        seed: Another seed gives other dialogues of the same part.
+        part: ``train`` or ``held_out``.
+    """
+    _check(part)
+    dialogues = []
+    for row in range(num_dialogues):
+        draw = _Draw(part, seed, row)
+        scene = _scene(draw, part)
+        answer = _answer(draw, scene, _manner(draw))
+        dialogues.append([*scene.messages, {"role": "assistant", "content": answer}])
+    return dialogues
+
+
+def write_jsonl(path: str | os.PathLike[str], groups: Iterable[Group]) -> int:
+    """Write groups as JSON Lines with the keys ``prompt``, ``responses`` and ``ratings``, and return how many."""
+    num_groups = 0
+    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+        for group in groups:
+            file.write(json.dumps(group_row(group), ensure_ascii=False) + "\n")
+            num_groups += 1
+    return num_groups
+
+
+def group_row(group: Group) -> dict[str, object]:
+    """A group as a plain row of data."""
+    ratings = None if group.ratings is None else list(group.ratings)
+    return {"prompt": group.prompt, "responses": list(group.responses), "ratings": ratings}
+
+
+def _check(part: str) -> None:
+    if part not in PARTS:
+        raise ConfigError(f"practice data: part={part!r} must be one of {', '.join(PARTS)}")
+
+
+def _part_of(messages: Sequence[Message]) -> str:
+    """The part a conversation belongs to, by its text alone: one in five is held out."""
+    text = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return "held_out" if zlib.crc32(text.encode()) % 5 == 0 else "train"
+
+
+def _scene(draw: _Draw, part: str) -> _Scene:
+    while _part_of((scene := _any_scene(draw)).messages) != part:
+        pass
+    return scene
+
+
+def _any_scene(draw: _Draw) -> _Scene:
+    messages: list[Message] = []
+    if draw.chance(0.3):
+        messages.append({"role": "system", "content": draw.one(phrases.SYSTEM).format(t=TOWN)})
+    num_turns = draw.weighted(((1, 0.5), (2, 0.3), (3, 0.2)))
+    asked: list[tuple[str, str]] = []
+    mentioned: list[str] = []
+    for turn in range(1, num_turns + 1):
+        is_last = turn == num_turns
+        topic = draw.one(UNKNOWN_PLACES if is_last and draw.chance(0.06) else PLACES), draw.one(_ASPECTS)
+        while topic in asked:
+            topic = draw.one(PLACES), draw.one(_ASPECTS)
+        asked.append(topic)
+        place, aspect = topic
+        said = []
+        if draw.chance(0.3):
+            said.append(draw.one(phrases.GREETINGS if turn == 1 else phrases.THANKS))
+        if draw.chance(0.35):
+            mentioned.append(draw.one([other for other in PLACES if other != place]))
+            said.append(draw.one(phrases.REMARKS).format(p=mentioned[-1]))
+        said.append(draw.one(phrases.QUESTIONS[aspect]).format(p=place))
+        messages.append({"role": "user", "content": " ".join(said)})
+        if not is_last:
+            mentioned.append(place)
+            said = [draw.one(phrases.OPENINGS).format(t=TOWN)] if draw.chance(0.4) else []
+            said.append(_state(draw, place, aspect, FACTS[place][aspect]))
+            messages.append({"role": "assistant", "content": " ".join(said)})
+    return _Scene(messages, place, aspect, tuple(other for other in mentioned if other != place))
+
+
+def _ranked_answers(draw: _Draw, scene: _Scene, size: int) -> list[tuple[float, str]]:
+    """``size`` (score, answer) pairs, best first, at least one point apart."""
+    while True:
+        # Half of the small groups share one manner, so that only what is said can tell their answers apart.
+        shared = _manner(draw) if size <= 3 and draw.chance(0.5) else None
+        found: list[tuple[float, str]] = []
+        for _ in range(_MAX_DRAWS):
+            answer = _answer(draw, scene, shared or _manner(draw))
+            score = score_answer(scene.messages, answer)
+            if all(abs(score - other) >= _MIN_GAP for other, _ in found):
+                found.append((score, answer))
+            if len(found) == size:
+                return sorted(found, reverse=True)
+
+
+def _manner(draw: _Draw) -> _Manner:
+    before = draw.weighted(
+        ((phrases.OPENINGS, 0.3), (phrases.PLAIN_OPENINGS, 0.2), (phrases.RUDE_OPENINGS, 0.08), ((), 0.42))
+    )
+    after = draw.weighted(((phrases.CLOSINGS, 0.25), (phrases.RUDE_CLOSINGS, 0.08), ((), 0.67)))
+    return _Manner(
+        before=(draw.one(before).format(t=TOWN),) if before else (),
+        after=(draw.one(after),) if after else (),
+        repeats=draw.chance(0.06),
+        breaks_off=draw.chance(0.06),
+    )
+
+
+def _answer(draw: _Draw, scene: _Scene, manner: _Manner) -> str:
+    said = [_content(draw, scene)]
+    if draw.chance(0.12):
+        said.insert(draw.one((0, 1)), _content(draw, scene))
+    if manner.repeats:
+        said.append(said[0])
+    answer = " ".join([*manner.before, *said, *manner.after])
+    return answer.rsplit(" ", draw.one((1, 2)))[0].rstrip(".!?") if manner.breaks_off else answer
+
+
+def _content(draw: _Draw, scene: _Scene) -> str:
+    """One sentence in reply: right, false, beside the point, or empty."""
+    is_known = scene.place in FACTS
+    kind = draw.weighted((("right", 0.42), ("false", 0.22), ("elsewhere", 0.2), ("vague", 0.08), ("ignorant", 0.08)))
+    if kind == "vague":
+        return draw.one(phrases.VAGUE)
+    if kind == "ignorant" or (kind == "right" and not is_known):
+        return draw.one(phrases.IGNORANCE)
+    if kind == "right":
+        return _state(draw, scene.place, scene.aspect, FACTS[scene.place][scene.aspect])
+    # A place that was mentioned is the tempting one to mix up with the place asked for.
+    others = scene.mentioned if scene.mentioned and draw.chance(0.7) else [p for p in PLACES if p != scene.place]
+    other = draw.one(others)
+    if kind == "false":
+        return _state(draw, scene.place, scene.aspect, FACTS[other][scene.aspect])
+    if is_known and draw.chance(0.3):
+        aspect = draw.one([aspect for aspect in _ASPECTS if aspect != scene.aspect])
+        return _state(draw, scene.place, aspect, FACTS[scene.place][aspect])
+    return draw.one(phrases.STATEMENTS[scene.aspect]).format(p=other, v=FACTS[other][scene.aspect])
+
+
+def _state(draw: _Draw, place: str, aspect: str, value: str) -> str:
+    forms = phrases.STATEMENTS if draw.chance(0.5) else phrases.SHORT_STATEMENTS
+    return draw.one(forms[aspect]).format(p=place, v=value)

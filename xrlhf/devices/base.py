@@ -1,0 +1,72 @@
+"""What the rest of the package may ask of a device."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import torch
+
+__all__ = ["Device"]
+
+
+class Device:
+    """One kind of device, as this process uses it. Models, losses and data never ask which one it is.
+
+    Attributes:
+        type: The name torch knows it by.
+        collective_backend: The process-group backend of its tensors.
+    """
+
+    type: str = "cpu"
+    collective_backend: str = "gloo"
+
+    def __init__(self) -> None:
+        self.index: int | None = None
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether this build of torch can use such a device on this machine, now."""
+        raise NotImplementedError
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.type) if self.index is None else torch.device(self.type, self.index)
+
+    @property
+    def process_group_backend(self) -> str:
+        """Backends by device, so that collectives of CPU objects run on gloo whatever the device."""
+        if self.type == "cpu":
+            return "cpu:gloo"
+        return f"cpu:gloo,{self.type}:{self.collective_backend}"
+
+    def set_device(self, local_rank: int) -> None:
+        """Choose the device of this process; called before the process group starts."""
+        raise NotImplementedError
+
+    def ddp_kwargs(self) -> dict[str, Any]:
+        """What ``DistributedDataParallel`` must be told about the device."""
+        return {"device_ids": None if self.index is None else [self.index]}
+
+    def seed_all(self, seed: int) -> None:
+        """Seed torch's generators on the CPU and on this device."""
+        torch.manual_seed(seed)
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+        raise NotImplementedError
+
+    def peak_memory_mib(self) -> float:
+        """Most memory in use at once so far, MiB: of the device, or of the process where they are the same."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line for logs and bug reports."""
+        return self.type
+
+
+def process_peak_memory_mib() -> float:
+    """Most memory this process has held at once, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform != "darwin" else 1024 * 1024)

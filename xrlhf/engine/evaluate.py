@@ -1,0 +1,48 @@
+"""A recipe's validation outside of training: on a checkpoint, or on an exported directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+
+from xrlhf.data.loader import EvalLoader
+from xrlhf.devices import Device
+from xrlhf.engine.build import build_dataset, build_model, build_tokenizer
+from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
+from xrlhf.errors import ConfigError
+from xrlhf.evaluation.batches import evaluate_batches
+from xrlhf.models.loading import backbone_from_pretrained
+from xrlhf.models.reward_model import RewardModel
+
+__all__ = ["evaluate"]
+
+
+def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float]:
+    """Metrics of a checkpoint on the validation set of a recipe.
+
+    Args:
+        recipe: The recipe.
+        checkpoint: An ``iter_N.pth`` trained with it, or a Hugging Face directory.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: The recipe has no validation set.
+        CheckpointError: The checkpoint is missing, damaged or of another architecture.
+    """
+    if not recipe.get("val_dataloader"):
+        raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
+    tokenizer = build_tokenizer(recipe)
+    if Path(checkpoint).is_dir():
+        backbone = backbone_from_pretrained(checkpoint, require_head=True)
+        model = RewardModel(backbone, precision=recipe.model.get("precision", "float32"))
+    else:
+        state = load_checkpoint(Path(checkpoint))
+        built = build_model(recipe, tokenizer)
+        assert isinstance(built, RewardModel)
+        model = built
+        load_strictly(model, state["state_dict"], model.checkpoint_names(), checkpoint)
+    dataset = build_dataset(recipe, "val_dataloader", tokenizer)
+    loader = EvalLoader(dataset, token_budget=recipe.val_dataloader.token_budget)
+    model = model.to(device.torch_device).eval()
+    return evaluate_batches(model, loader, device).compute(dataset.names)

@@ -1,0 +1,87 @@
+"""A picture of the run's curves, joined over all its starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from xrlhf.registry import HOOKS
+
+__all__ = ["CurvesHook", "draw_curves", "read_curves"]
+
+logger = logging.getLogger("xrlhf")
+
+_PANELS = (
+    ("loss", ("loss",)),
+    ("accuracy", ("acc", "accuracy")),
+    ("score", ("chosen_score_mean", "rejected_score_mean")),
+    ("learning rate", ("lr",)),
+)
+
+
+def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every logged scalar of a run as (step, value) points in order of steps.
+
+    A run may have been started several times; where a later start repeats steps, its values replace the earlier ones.
+    Validation results carry names of their own (``accuracy`` beside the training log's ``acc``).
+    """
+    points: dict[str, dict[int, float]] = {}
+    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not rows:
+            continue
+        first = min(int(row["step"]) for row in rows)
+        for values in points.values():
+            for step in [step for step in values if step >= first]:
+                del values[step]
+        for row in rows:
+            for name, value in row.items():
+                is_validation = "accuracy" in row
+                if name != "step" and isinstance(value, (int, float)):
+                    key = f"val/{name}" if is_validation else name
+                    points.setdefault(key, {})[int(row["step"])] = float(value)
+    return {name: sorted(values.items()) for name, values in points.items() if values}
+
+
+def draw_curves(work_dir: Path, path: Path) -> Path | None:
+    """Draw loss, accuracy, scores and learning rate of a run into a PNG file; None if nothing was logged."""
+    curves = read_curves(work_dir)
+    if not curves:
+        logger.warning("no curves were logged in %s, so no picture is drawn", work_dir)
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for name in names:
+            for key, style in ((name, "-"), (f"val/{name}", "o--")):
+                if points := curves.get(key):
+                    axes.plot(*zip(*points, strict=True), style, label=key, markersize=4, linewidth=1.2)
+        axes.set_title(title)
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+        if len(axes.get_lines()) > 1:
+            axes.legend(fontsize="small")
+    figure.suptitle(work_dir.name)
+    aside = path.with_name(path.name + ".tmp")
+    figure.savefig(aside, format="png", dpi=110)
+    os.replace(aside, path)
+    return path
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draws ``curves.png`` into the run's directory when training ends."""
+
+    priority = "LOWEST"
+
+    def after_train(self, runner: Any) -> None:
+        if runner.rank == 0:
+            path = draw_curves(Path(runner.work_dir), Path(runner.work_dir) / "curves.png")
+            if path is not None:
+                runner.logger.info(f"curves drawn to {path}")

@@ -1,0 +1,6 @@
+"""Loops: what one run does, step by step."""
+
+from xrlhf.engine.loops.train import GroupTrainLoop
+from xrlhf.engine.loops.val import GroupValLoop
+
+__all__ = ["GroupTrainLoop", "GroupValLoop"]

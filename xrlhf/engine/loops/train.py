@@ -1,0 +1,170 @@
+"""Training, counted in optimizer steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from mmengine.runner import BaseLoop
+
+from xrlhf.data.loader import StepBatches, StepLoader
+from xrlhf.data.permutation import derive_key
+from xrlhf.errors import ConfigError, TrainingError
+from xrlhf.registry import LOOPS
+
+__all__ = ["GroupTrainLoop"]
+
+_ROWS_NAMED = 8
+
+
+@LOOPS.register_module()
+class GroupTrainLoop(BaseLoop):
+    """Runs optimizer steps, each over the groups the plan gives it; one mmengine "iter" is one step.
+
+    All randomness of a step (dropout) comes from generators seeded by (seed, step, rank), so a run resumed at any
+    step goes on as if it had never stopped.
+
+    Args:
+        runner: The runner.
+        dataloader: Gives the micro-batches of every step.
+        max_epochs: Length of the run in passes over the data; may be a fraction.
+        max_steps: Length of the run in optimizer steps, in place of ``max_epochs``.
+        val_interval: Steps between validations; None validates at the end only.
+
+    Raises:
+        ConfigError: Neither or both of ``max_epochs`` and ``max_steps``.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: StepLoader,
+        *,
+        max_epochs: float | None = None,
+        max_steps: int | None = None,
+        val_interval: int | None = None,
+    ) -> None:
+        super().__init__(runner, dataloader)
+        if (max_epochs is None) == (max_steps is None):
+            raise ConfigError("train_cfg needs either max_epochs or max_steps")
+        if max_steps is not None:
+            self._max_steps = max_steps
+        else:
+            assert max_epochs is not None
+            self._max_steps = dataloader.num_steps(max_epochs)
+        if self._max_steps < 1:
+            raise ConfigError(f"the run has no step: max_epochs={max_epochs}, max_steps={max_steps}")
+        if val_interval is not None and val_interval < 1:
+            raise ConfigError(f"val_interval must be at least 1 step, got {val_interval}")
+        self.val_interval = val_interval
+        self._iter = 0
+
+    @property
+    def max_iters(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self._max_steps
+
+    @property
+    def max_epochs(self) -> int:
+        """Passes over the data, rounded up."""
+        groups = self._max_steps * self.dataloader.groups_per_step
+        return math.ceil(groups / self.dataloader.stream.epoch_size)
+
+    @property
+    def epoch(self) -> int:
+        return self._iter * self.dataloader.groups_per_step // self.dataloader.stream.epoch_size
+
+    @property
+    def iter(self) -> int:
+        """Optimizer steps done."""
+        return self._iter
+
+    def resume_at(self, step: int) -> None:
+        """Go on after ``step`` steps; the plan needs no replay."""
+        self._iter = step
+
+    def run(self) -> torch.nn.Module:
+        """Train to the end of the run."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        for batches in self.dataloader.steps(self._iter, self._max_steps):
+            runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batches)
+            outputs = self.run_step(batches)
+            runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=batches, outputs=outputs)
+            self._iter += 1
+            if runner.val_loop is not None and self._validates_now():
+                runner.val_loop.run()
+                runner.model.train()
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def _validates_now(self) -> bool:
+        if self._iter == self._max_steps:
+            return True
+        return self.val_interval is not None and self._iter % self.val_interval == 0
+
+    def run_step(self, batches: StepBatches) -> dict[str, float]:
+        """One optimizer step; returns what the log shows of it."""
+        began = time.perf_counter()
+        strategy = self.runner.strategy
+        device = strategy.device
+        device.seed_all(derive_key(strategy.seed, "step", batches.step, strategy.rank) >> 1)
+        sums: dict[str, torch.Tensor] = {}
+        losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for number, batch in enumerate(batches.batches):
+            batch = batch.to(device.torch_device, non_blocking=True)
+            with strategy.accumulate(last=number == len(batches.batches) - 1):
+                output = self.runner.model(batch)
+                strategy.backward(output.loss / batches.num_groups)
+            losses.append((batch.group_ids, output.group_losses))
+            for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        sums["num_tokens"] = torch.tensor(float(batches.num_tokens), device=device.torch_device)
+        totals = strategy.sum_over_ranks(torch.stack([value.float() for value in sums.values()]))
+        grad_norm = strategy.clip_gradients()
+        # The only wait for the device in a step: everything the log and the check need comes in one transfer.
+        *values, norm = torch.cat([totals, grad_norm.reshape(1).to(totals)]).tolist()
+        total = dict(zip(sums, values, strict=True))
+        if not math.isfinite(total["loss"]) or not math.isfinite(norm):
+            raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / batches.num_groups, norm))
+        strategy.step()
+        elapsed = time.perf_counter() - began
+        num_ranked = max(1.0, total.pop("num_ranked", 1.0))
+        num_tokens = total.pop("num_tokens")
+        ranked = {"acc", "margin"}
+        return {
+            **{name: value / (num_ranked if name in ranked else batches.num_groups) for name, value in total.items()},
+            "num_samples": float(batches.num_groups),
+            "num_tokens": num_tokens,
+            "grad_norm": norm,
+            "tokens_per_second": num_tokens / elapsed,
+            "memory": device.peak_memory_mib(),
+        }
+
+    def _explain_non_finite(
+        self,
+        batches: StepBatches,
+        losses: list[tuple[torch.Tensor, torch.Tensor]],
+        loss: float,
+        grad_norm: float,
+    ) -> str:
+        bad = [
+            int(group)
+            for groups, values in losses
+            for group, value in zip(groups.tolist(), values.tolist(), strict=True)
+            if not math.isfinite(value)
+        ]
+        what = "rows with a non-finite loss"
+        if not bad:
+            bad, what = [int(group) for groups, _ in losses for group in groups.tolist()], "rows of the step"
+        where = ", ".join(self.dataloader.dataset.where(group) for group in bad[:_ROWS_NAMED])
+        more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
+        return (
+            f"step {batches.step + 1}: loss {loss:g}, gradient norm {grad_norm:g} (rank {self.runner.rank}); stopped "
+            f"before the weights were touched; {what}: {where}{more}. Lower the learning rate, or look at these rows"
+        )

@@ -1,0 +1,105 @@
+"""Optimizers over what is trainable, and schedules given as shares of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper, _ParamScheduler
+from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
+from torch import nn
+
+from xrlhf.errors import ConfigError, ModelError
+
+__all__ = ["StepOptimWrapper", "build_optim_wrapper", "build_param_schedulers"]
+
+
+class StepOptimWrapper(OptimWrapper):
+    """mmengine's wrapper for loops that count optimizer steps: clipping and the finiteness check come before a step.
+
+    Args:
+        optimizer: The optimizer.
+        max_grad_norm: Largest 2-norm of all gradients together; larger ones are scaled down. None never clips.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
+        super().__init__(optimizer)
+        self.max_grad_norm = max_grad_norm
+
+    def get_lr(self) -> dict[str, list[float]]:
+        """Learning rate of each parameter group, under the one name that the log shows."""
+        return {"lr": [group["lr"] for group in self.optimizer.param_groups]}
+
+    def clip_gradients(self) -> torch.Tensor:
+        """Clip, and return the norm before clipping, a scalar tensor."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOptimWrapper:
+    """The optimizer of a recipe over the trainable parameters of ``model``.
+
+    Args:
+        model: The model, on its device.
+        config: ``optimizer`` (a dict whose ``type`` names a torch optimizer), ``max_grad_norm``, and
+            ``decay_all``: by default biases and parameters with one dimension (norm weights) take no weight decay.
+
+    Raises:
+        ConfigError: An option the optimizer does not have.
+        ModelError: Nothing is trainable.
+    """
+    unknown = set(config) - {"optimizer", "max_grad_norm", "decay_all", "type"}
+    if unknown or "optimizer" not in config:
+        raise ConfigError(
+            f"optim_wrapper takes optimizer, max_grad_norm and decay_all, got {', '.join(sorted(config))}"
+        )
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 or config.get("decay_all", False) else plain).append(parameter)
+    if not decayed and not plain:
+        raise ModelError("no parameter of the model is trainable")
+    groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    options = {**config["optimizer"], "params": groups}
+    try:
+        optimizer = OPTIMIZERS.build(options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optim_wrapper.optimizer: {error}") from error
+    return StepOptimWrapper(optimizer, config.get("max_grad_norm"))
+
+
+def build_param_schedulers(
+    configs: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None, optim_wrapper: StepOptimWrapper, max_steps: int
+) -> list[_ParamScheduler]:
+    """mmengine schedules that count optimizer steps.
+
+    ``begin`` and ``end`` may be whole numbers of steps, or floats from 0.0 to 1.0: shares of the run.
+
+    Raises:
+        ConfigError: A share outside 0 to 1, or an option the schedule does not have.
+    """
+    if configs is None:
+        return []
+    schedulers = []
+    for number, config in enumerate([configs] if isinstance(configs, Mapping) else configs):
+        options = {"begin": 0, "end": max_steps, **config, "by_epoch": False}
+        for name in ("begin", "end"):
+            if isinstance(options[name], float):
+                if not 0.0 <= options[name] <= 1.0:
+                    raise ConfigError(
+                        f"param_scheduler[{number}].{name}={options[name]} must be a share from 0.0 to 1.0, "
+                        "or a whole number of steps"
+                    )
+                options[name] = round(options[name] * max_steps)
+        if options["begin"] >= options["end"]:
+            # A share too small for one step (warm-up in a very short run) leaves nothing to schedule.
+            continue
+        try:
+            schedulers.append(PARAM_SCHEDULERS.build({**options, "optimizer": optim_wrapper}))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"param_scheduler[{number}]: {error}") from error
+    return schedulers

@@ -1,0 +1,119 @@
+"""mmengine's FlexibleRunner, driven in optimizer steps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner import FlexibleRunner
+from torch import nn
+
+from xrlhf.config.dump import dump_recipe, recipe_text
+from xrlhf.engine.checkpoint import CheckpointFile, newest_valid
+from xrlhf.engine.logging import join_loggers
+from xrlhf.engine.loops import GroupTrainLoop
+from xrlhf.engine.strategies import SingleStrategy
+from xrlhf.errors import CheckpointError
+
+__all__ = ["GroupRunner"]
+
+logger = logging.getLogger("xrlhf")
+
+
+class GroupRunner(FlexibleRunner):
+    """Trains, resumes and validates a recipe whose parts :func:`xrlhf.engine.build.build_runner` has built.
+
+    It differs from its base in four things: a checkpoint is found, verified and loaded strictly before training; what
+    resumes is a step number, not a replayed loader; the recipe is dumped as plain literals with secrets masked; and
+    the start of the log fits a screen.
+    """
+
+    strategy: SingleStrategy
+
+    def train(self) -> nn.Module:
+        """Train to the end of the run, from the beginning or from where it stopped."""
+        self._train_loop = self.build_train_loop(self._train_loop)
+        if self._val_loop is not None:
+            self._val_loop = self.build_val_loop(self._val_loop)
+        self.strategy.prepare(
+            self.model,
+            optim_wrapper=self.optim_wrapper,
+            param_scheduler=self.param_schedulers,
+            dispatch_kwargs={"max_iters": self.train_loop.max_iters},
+        )
+        self.model = self.strategy.model
+        self.optim_wrapper = self.strategy.optim_wrapper
+        self.param_schedulers = self.strategy.param_schedulers
+        self.load_or_resume()
+        self.call_hook("before_run")
+        model = self.train_loop.run()
+        self.call_hook("after_run")
+        return model
+
+    def load_or_resume(self) -> None:
+        """Load what the run was told to start from.
+
+        ``resume=True`` needs a checkpoint, ``resume="auto"`` starts afresh where there is none, and a path names one.
+
+        Raises:
+            CheckpointError: Nothing to resume from, or a checkpoint that does not belong to the recipe.
+        """
+        work_dir = Path(self.work_dir)
+        if isinstance(self._resume, str) and self._resume != "auto":
+            self._resume_from(Path(self._resume))
+        elif self._resume:
+            # The first process looks, so that all of them go on from the same step.
+            found: list[CheckpointFile | None] = self.strategy.gather_objects(
+                newest_valid(work_dir) if self.rank == 0 else None
+            )
+            if found[0] is not None:
+                self._resume_from(found[0].path)
+            else:
+                logger.info("no checkpoint in %s: starting from the beginning", work_dir)
+        if self._load_from is not None and not self.train_loop.iter:
+            self.strategy.load_checkpoint(self._load_from)
+            logger.info("loaded the weights of %s", self._load_from)
+
+    def _resume_from(self, path: Path) -> None:
+        checkpoint = self.strategy.resume(str(path))
+        meta = checkpoint["meta"]
+        loop: GroupTrainLoop = self.train_loop
+        for name, now in self._data_order().items():
+            if meta[name] != now:
+                raise CheckpointError(
+                    f"{path} was trained with {name}={meta[name]} and the recipe says {now}: the same data order "
+                    "cannot go on. Use the same value, or --load-from to start a new run from these weights"
+                )
+        loop.resume_at(meta["step"])
+        logger.info("resumed from %s at step %d of %d", path, meta["step"], loop.max_iters)
+
+    def _data_order(self) -> dict[str, Any]:
+        """What decides which groups a step holds, beside the step's number."""
+        loader = self.train_loop.dataloader
+        return {
+            "seed": self.seed,
+            "groups_per_step": loader.groups_per_step,
+            "dataset_sizes": list(loader.dataset.sizes),
+        }
+
+    def save_training_state(self, path: Path, step: int) -> None:
+        """Save everything that going on after ``step`` steps needs."""
+        self.strategy.save_checkpoint(
+            str(path), extra_ckpt={"meta": {"step": step, "recipe": recipe_text(self.cfg), **self._data_order()}}
+        )
+        logger.info("saved %s", path)
+
+    def dump_config(self) -> None:
+        """Write the resolved recipe into the run's directory."""
+        if self.rank == 0:
+            name = Path(self.cfg.filename).name if self.cfg.filename else f"{self.timestamp}.py"
+            dump_recipe(self.cfg, Path(self.work_dir) / name)
+
+    def _log_env(self) -> None:
+        join_loggers(self.strategy.logger)
+        logger.debug("recipe:\n%s", recipe_text(self.cfg))
+
+    def get_hooks_info(self) -> str:
+        """The hooks by name: mmengine's own list fills a screen."""
+        return ", ".join(type(hook).__name__ for hook in self.hooks)

@@ -1,0 +1,73 @@
+"""Data parallel training: every process holds the whole model and a share of each step's groups."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xrlhf.engine.strategies.single import SingleStrategy
+from xrlhf.registry import STRATEGIES
+
+__all__ = ["DDPStrategy"]
+
+
+@STRATEGIES.register_module()
+class DDPStrategy(SingleStrategy):
+    """Gradients are summed over the processes once a step, with its last micro-batch.
+
+    Args:
+        find_unused_parameters: For models some of whose trainable parameters take no part in a step.
+        **kwargs: As :class:`SingleStrategy`.
+    """
+
+    def __init__(self, *, find_unused_parameters: bool = False, **kwargs: Any) -> None:
+        self.find_unused_parameters = find_unused_parameters
+        super().__init__(**kwargs)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.module  # type: ignore[return-value]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return DistributedDataParallel(
+            model,
+            broadcast_buffers=False,
+            find_unused_parameters=self.find_unused_parameters,
+            **self.device.ddp_kwargs(),
+        )
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if last else self.model.no_sync()  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        # DDP averages over the processes; a step's loss is a sum over them.
+        (loss * self.world_size).backward()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The first process saves; the others learn whether it succeeded."""
+        failure: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                super().save_checkpoint(*args, **kwargs)
+            except Exception as error:
+                failure[0] = error
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise failure[0]

@@ -1,0 +1,176 @@
+"""One process, one device; the base of every other strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import torch
+import transformers
+from mmengine._strategy import BaseStrategy
+from torch import Tensor, nn
+
+from xrlhf.devices import Device
+from xrlhf.engine.checkpoint import load_checkpoint, load_strictly, save_checkpoint
+from xrlhf.engine.optim import StepOptimWrapper, build_optim_wrapper, build_param_schedulers
+from xrlhf.registry import STRATEGIES
+from xrlhf.version import __version__
+
+__all__ = ["SingleStrategy"]
+
+logger = logging.getLogger("xrlhf")
+
+
+@STRATEGIES.register_module()
+class SingleStrategy(BaseStrategy):
+    """Trains on one device.
+
+    A strategy wraps the model from outside: it decides how gradients of several processes meet, and how state is
+    saved and loaded. The loop calls :meth:`accumulate`, :meth:`backward`, :meth:`clip_gradients` and
+    :meth:`step`, in this order.
+
+    Args:
+        device: The device of this process.
+        **kwargs: As mmengine's ``BaseStrategy``.
+    """
+
+    optim_wrapper: StepOptimWrapper
+
+    def __init__(self, *, device: Device, **kwargs: Any) -> None:
+        self.device = device
+        super().__init__(**kwargs)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, without what the strategy wraps around it."""
+        return self.model
+
+    def prepare(
+        self,
+        model: nn.Module | dict,
+        *,
+        optim_wrapper: Any = None,
+        param_scheduler: Any = None,
+        compile: Any = False,
+        dispatch_kwargs: dict | None = None,
+    ) -> Any:
+        """Put the model on the device, wrap it, and build optimizer and schedules around it."""
+        if self._prepared:
+            return self._prepared_components()
+        self.dispatch_kwargs.update(dispatch_kwargs or {})
+        self.model = self.wrap(self.build_model(model).to(self.device.torch_device))
+        if optim_wrapper is not None:
+            self.optim_wrapper = build_optim_wrapper(self.model, optim_wrapper)
+            self.param_schedulers = build_param_schedulers(
+                param_scheduler, self.optim_wrapper, self.dispatch_kwargs["max_iters"]
+            )
+        self._prepared = True
+        return self._prepared_components()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as this strategy trains it."""
+        return model
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Surrounds one micro-batch; ``last`` says that the gradients are complete after it."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's share of the step's loss."""
+        loss.backward()
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the complete gradients; their norm before clipping, the same on every rank."""
+        return self.optim_wrapper.clip_gradients()
+
+    def step(self) -> None:
+        """Update the weights and clear the gradients."""
+        self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all processes, on every process."""
+        return values
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """``value`` of every process, in the order of ranks, on every process."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Callable | None = None,
+    ) -> None:
+        """Save the state of the model and, unless told otherwise, of optimizer and schedules."""
+        names = self.module.checkpoint_names()  # type: ignore[operator]
+        state: dict[str, Any] = {
+            "state_dict": {
+                name: value.detach().cpu() for name, value in self.module.state_dict().items() if name in names
+            },
+            **(extra_ckpt or {}),
+        }
+        if save_optimizer:
+            state["optimizer"] = self.optim_wrapper.state_dict()
+        if save_param_scheduler:
+            state["param_schedulers"] = [scheduler.state_dict() for scheduler in self.param_schedulers]
+        state["meta"] = {
+            **state.get("meta", {}),
+            "format": 1,
+            "seed": self.seed,
+            "world_size": self.world_size,
+            "strategy": type(self).__name__,
+            "versions": {
+                "xrlhf": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "mmengine": mmengine.__version__,
+            },
+        }
+        if callback is not None:
+            callback(state)
+        save_checkpoint(state, Path(filename))
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        *,
+        map_location: Any = "cpu",
+        strict: bool = True,
+        revise_keys: list | None = None,
+        callback: Callable | None = None,
+    ) -> dict:
+        """Load the weights of a checkpoint, every one of them, and return the rest."""
+        checkpoint = load_checkpoint(Path(filename))
+        if callback is not None:
+            callback(checkpoint)
+        load_strictly(self.module, checkpoint.pop("state_dict"), self.module.checkpoint_names(), filename)  # type: ignore[operator]
+        return checkpoint
+
+    def resume(
+        self,
+        filename: str,
+        *,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+        callback: Callable | None = None,
+    ) -> dict:
+        """Load weights, optimizer and schedules of a checkpoint, and return the rest."""
+        checkpoint = self.load_checkpoint(filename, callback=callback)
+        if resume_optimizer:
+            self.optim_wrapper.load_state_dict(checkpoint.pop("optimizer"))
+        if resume_param_scheduler:
+            for scheduler, state in zip(self.param_schedulers, checkpoint.pop("param_schedulers"), strict=True):
+                scheduler.load_state_dict(state)
+        return checkpoint

@@ -1,0 +1,94 @@
+"""Score a file of conversations: every row comes back, in order, with its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xrlhf.data.reasons import RowError
+from xrlhf.data.sources import RawRow, open_source
+from xrlhf.errors import DataError
+from xrlhf.evaluation.rows import is_single, scorable_group
+from xrlhf.evaluation.scorer import Scorer
+from xrlhf.progress import progress_bar
+from xrlhf.structures import Group
+
+__all__ = ["ScoreSummary", "score_file"]
+
+_CHUNK_ROWS = 2048
+
+
+@dataclass
+class ScoreSummary:
+    """Counts of one scored file."""
+
+    num_rows: int = 0
+    num_scores: int = 0
+    num_bad: int = 0
+
+
+def score_file(scorer: Scorer, data: Path, out: Path, *, skip_bad: bool = False) -> ScoreSummary:
+    """Score the rows of ``data`` into the JSON Lines file ``out``, which appears only when it is complete.
+
+    Args:
+        scorer: The reward model.
+        data: Any file or folder that :func:`xrlhf.data.sources.open_source` reads.
+        out: The file to write; one that exists is replaced.
+        skip_bad: Write a row that cannot be scored with an ``error`` in place of a score, rather than stop.
+
+    Raises:
+        DataError: A row cannot be scored; the message names its place and reason, and nothing is written.
+    """
+    source = open_source(str(data))
+    summary = ScoreSummary()
+    aside = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8") as file, progress_bar("score", source.num_rows_hint(), "row") as bar:
+            for chunk in source.chunks(_CHUNK_ROWS):
+                rows = list(chunk.rows())
+                for raw, result in zip(rows, _score_rows(scorer, rows), strict=True):
+                    _write(file, raw, result, summary, skip_bad)
+                bar.update(len(rows))
+        os.replace(aside, out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return summary
+
+
+def _score_rows(scorer: Scorer, rows: list[RawRow]) -> list[list[float] | RowError]:
+    results: list[list[float] | RowError] = []
+    groups: list[Group] = []
+    places: list[int] = []
+    for place, raw in enumerate(rows):
+        try:
+            if isinstance(raw.value, RowError):
+                raise raw.value
+            groups.append(scorable_group(raw.value))
+        except RowError as error:
+            results.append(error)
+            continue
+        places.append(place)
+        results.append([])
+    for place, scores in zip(places, scorer.score(groups), strict=True):
+        results[place] = scores
+    return results
+
+
+def _write(file: Any, raw: RawRow, result: list[float] | RowError, summary: ScoreSummary, skip_bad: bool) -> None:
+    summary.num_rows += 1
+    row = dict(raw.value) if not isinstance(raw.value, RowError) else {}
+    if isinstance(result, RowError):
+        if not skip_bad:
+            raise DataError(f"{raw.location}: {result.detail} (--skip-bad writes such rows without a score)")
+        summary.num_bad += 1
+        row["error"] = str(result)
+    else:
+        summary.num_scores += len(result)
+        row.update({"score": result[0]} if is_single(row) else {"scores": result})
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")

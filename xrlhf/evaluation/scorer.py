@@ -1,0 +1,104 @@
+"""Scores of conversations by a trained reward model, prompts shared and lengths sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from xrlhf.data.encoding import GroupEncoder, Truncation
+from xrlhf.data.packing import pack
+from xrlhf.data.plan import plan_whole_set
+from xrlhf.data.reasons import RowError
+from xrlhf.devices import Device, find_device
+from xrlhf.errors import ModelError
+from xrlhf.models.loading import backbone_from_pretrained
+from xrlhf.models.reward_model import RewardModel
+from xrlhf.structures import Group, TokenizedGroup
+
+__all__ = ["Scorer"]
+
+_NO_LIMIT = 1 << 20
+
+
+class Scorer:
+    """Scores groups of conversations.
+
+    Args:
+        model: The reward model, in eval mode on its device.
+        tokenizer: The tokenizer it was exported with.
+        device: The device it is on.
+        max_length: Most tokens of one conversation; the model's own limit if None.
+        truncation: What to do with longer ones; ``"drop"`` refuses them.
+        token_budget: Most tokens of one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation = "drop",
+        token_budget: int = 16384,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.token_budget = token_budget
+        limit = getattr(model.hf_model.config, "max_position_embeddings", None) or _NO_LIMIT
+        self.encoder = GroupEncoder(tokenizer, max_length=max_length or limit, truncation=truncation)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        device: Device | None = None,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        truncation: Truncation = "drop",
+        token_budget: int = 16384,
+        trust_remote_code: bool = False,
+    ) -> Scorer:
+        """Load a reward model from a Hugging Face directory or the hub.
+
+        Raises:
+            ModelError: Nothing loadable there, or the model has no score head of its own.
+        """
+        if Path(path).suffix == ".pth":
+            raise ModelError(f"{path} is a checkpoint: convert it with 'xrlhf convert pth_to_hf' first")
+        if device is None:
+            device = find_device()
+            device.set_device(0)
+        backbone = backbone_from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, require_head=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = RewardModel(backbone).to(device.torch_device).eval()
+        return cls(model, tokenizer, device, max_length=max_length, truncation=truncation, token_budget=token_budget)
+
+    def score(self, groups: Sequence[Group]) -> list[list[float] | RowError]:
+        """Scores of every response of every group, in order; a :class:`RowError` for a group that cannot be scored.
+
+        Scores are raw float32 values: no sigmoid, no normalisation.
+
+        Raises:
+            ModelError: A score is not finite.
+        """
+        encoded = self.encoder.encode(groups, keep_identical=True)
+        results: list[list[float] | RowError] = [item if isinstance(item, RowError) else [] for item in encoded]
+        usable = [(i, item) for i, item in enumerate(encoded) if isinstance(item, TokenizedGroup)]
+        if not usable:
+            return results
+        lengths = torch.tensor([item.num_tokens for _, item in usable]).numpy()
+        for members in plan_whole_set(lengths, world_size=1, token_budget=self.token_budget)[0]:
+            batch = pack([usable[int(m)][1] for m in members]).to(self.device.torch_device)
+            with torch.inference_mode():
+                scores = self.model.score(batch).cpu()
+            if not bool(scores.isfinite().all()):
+                raise ModelError("the model gives scores that are not finite: its weights are damaged")
+            for row, member in zip(scores.tolist(), members, strict=True):
+                index, group = usable[int(member)]
+                results[index] = row[: len(group.response_ids)]
+        return results

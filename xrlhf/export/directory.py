@@ -1,0 +1,49 @@
+"""A directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xrlhf.errors import UserError
+
+__all__ = ["new_directory"]
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into; it becomes ``path`` only if the block ends without an error.
+
+    Args:
+        path: Where the result shall be. An empty folder there is replaced.
+
+    Raises:
+        UserError: ``path`` exists and is not an empty folder, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty: choose another directory, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Tensor operations that know neither models nor data files."""
