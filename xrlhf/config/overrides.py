@@ -83,10 +83,10 @@ def parse_value(text: str) -> Any:
         value = ast.literal_eval(bare)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = None
-    is_bracketed = bare[:1] in _CLOSING
-    if value is not None and _is_plain(value) and (is_bracketed or not isinstance(value, tuple)):
+    has_bare_commas = len(_split(bare, ",") or [bare]) > 1
+    if value is not None and _is_plain(value) and not (isinstance(value, tuple) and has_bare_commas):
         return value
-    if is_bracketed and bare.endswith(_CLOSING[bare[0]]):
+    if bare[:1] in _CLOSING and bare.endswith(_CLOSING[bare[0]]):
         items = _split(bare[1:-1], ",")
         if items is not None:
             return _container(bare[0], items, text)
@@ -281,11 +281,12 @@ def _split(text: str, separator: str) -> list[str] | None:
     """The parts of ``text`` between separators outside quotes and brackets; None where brackets do not match."""
     parts: list[str] = []
     expected: list[str] = []
-    start, quote, before = 0, "", ""
+    start, quote, before, is_escaped = 0, "", "", False
     for i, char in enumerate(text):
         if quote:
-            if char == quote and text[i - 1] != "\\":
+            if char == quote and not is_escaped:
                 quote = ""
+            is_escaped = char == "\\" and not is_escaped
         elif char in "'\"" and before in ("", separator, ",", ":", *_CLOSING):
             quote = char
         elif char in _CLOSING:

@@ -15,41 +15,56 @@ __all__ = ["Reason", "RowError", "kind_of", "short"]
 
 
 class Reason(str, Enum):
-    """A reason to leave a row out; its value is the short name that reports use.
+    """A reason to leave a row out; its value is the short name that reports use."""
 
-    Attributes:
-        bad: True where the row does not have the format, False where it was dropped on purpose.
-        description: Half a sentence for a report.
-    """
+    NOT_JSON = "not-json"
+    NOT_AN_OBJECT = "not-an-object"
+    MISSING_COLUMN = "missing-column"
+    WRONG_TYPE = "wrong-type"
+    WRONG_ROLES = "wrong-roles"
+    NO_PROMPT = "no-prompt"
+    BAD_LABEL = "bad-label"
 
-    bad: bool
-    description: str
-
-    def __new__(cls, value: str, bad: bool, description: str) -> Reason:
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.bad = bad
-        member.description = description
-        return member
-
-    NOT_JSON = ("not-json", True, "the line is not valid JSON")
-    NOT_AN_OBJECT = ("not-an-object", True, "the row is not an object with columns")
-    MISSING_COLUMN = ("missing-column", True, "a column of the format is missing")
-    WRONG_TYPE = ("wrong-type", True, "a column holds another type than the format has")
-    WRONG_ROLES = ("wrong-roles", True, "an unknown role, or roles in an order that makes no conversation")
-    NO_PROMPT = ("no-prompt", True, "no prompt is left that all answers share")
-    BAD_LABEL = ("bad-label", True, "a label, score or rating lies outside its domain")
-
-    EMPTY = ("empty", False, "an answer is blank")
-    TIE = ("tie", False, "the answers are rated alike")
-    IDENTICAL = ("identical", False, "two answers are the same")
-    DIFFERENT_TURNS = ("different-turns", False, "the conversations part before their last message")
-    TOO_LONG = ("too-long", False, "longer than the token limit")
-    DUPLICATE = ("duplicate", False, "an earlier row is the same")
-    BELOW_MINIMUM = ("below-minimum", False, "too few answers, or a preference weaker than asked for")
+    EMPTY = "empty"
+    TIE = "tie"
+    IDENTICAL = "identical"
+    DIFFERENT_TURNS = "different-turns"
+    TOO_LONG = "too-long"
+    DUPLICATE = "duplicate"
+    BELOW_MINIMUM = "below-minimum"
 
     def __str__(self) -> str:
         return str(self.value)
+
+    @property
+    def bad(self) -> bool:
+        """True where the row does not have the format, False where it was dropped on purpose."""
+        return self in _BAD
+
+    @property
+    def description(self) -> str:
+        """Half a sentence for a report."""
+        return _BAD[self] if self in _BAD else _DROPPED[self]
+
+
+_BAD = {
+    Reason.NOT_JSON: "the line is not valid JSON",
+    Reason.NOT_AN_OBJECT: "the row is not an object with columns",
+    Reason.MISSING_COLUMN: "a column of the format is missing",
+    Reason.WRONG_TYPE: "a column holds another type than the format has",
+    Reason.WRONG_ROLES: "an unknown role, or roles in an order that makes no conversation",
+    Reason.NO_PROMPT: "no prompt is left that all answers share",
+    Reason.BAD_LABEL: "a label, score or rating lies outside its domain",
+}
+_DROPPED = {
+    Reason.EMPTY: "an answer is blank",
+    Reason.TIE: "the answers are rated alike",
+    Reason.IDENTICAL: "two answers are the same",
+    Reason.DIFFERENT_TURNS: "the conversations part before their last message",
+    Reason.TOO_LONG: "longer than the token limit",
+    Reason.DUPLICATE: "an earlier row is the same",
+    Reason.BELOW_MINIMUM: "too few answers, or a preference weaker than asked for",
+}
 
 
 class RowError(ValueError):

@@ -301,7 +301,8 @@ def group_of(
     """The group of a row, unless it carries no usable preference.
 
     Args:
-        prompt: Messages or text. Text may be empty, for rows that are whole texts; messages must hold some text.
+        prompt: Messages or text. Text may be empty, for rows that are whole texts; messages must hold some text besides
+            a system message.
         responses: Answers, the best first.
         names: The column of each answer, for messages.
         ratings: The rating of each answer, none above the one before it.
@@ -313,7 +314,7 @@ def group_of(
         RowError: NO_PROMPT, BAD_LABEL (ratings contradict the order), EMPTY, IDENTICAL, or TIE (all rated alike).
     """
     check_choice("empty", empty, ("drop", "keep"))
-    if not isinstance(prompt, str) and all(is_blank(message["content"]) for message in prompt):
+    if not isinstance(prompt, str) and all(is_blank(m["content"]) for m in prompt if m["role"] != "system"):
         raise RowError(Reason.NO_PROMPT, "the prompt is blank")
     if ratings is not None:
         called = rating_names or [f"the rating of {name}" for name in names]

@@ -50,6 +50,9 @@ class SavedDatasetSource:
             raise missing_path(str(path))
         if not is_saved_dataset(folder):
             raise DataError(f"{path}: save_to_disk did not write this folder (it has no {_SAVED_DATASET[0]})")
+        if not any(folder.rglob("*.arrow")):
+            # A selection of no rows is saved without files, which load_from_disk does not survive.
+            raise DataError(f"{path}: zero rows; the saved data set holds no Arrow file")
         import datasets
 
         try:
