@@ -1,16 +1,16 @@
 """Runtime defaults that every recipe inherits: hooks, logging, environment. Never a hyper-parameter."""
 
-from mmengine.hooks import IterTimerHook, LoggerHook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.hooks import ParamSchedulerHook, RuntimeInfoHook
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
-from xrlhf.engine.hooks import CurvesHook, StepCheckpointHook
+from xrlhf.engine.hooks import CurvesHook, StepCheckpointHook, StepLoggerHook, StepTimerHook
 from xrlhf.engine.logging import StepLogProcessor
 
 default_hooks = dict(
     runtime_info=dict(type=RuntimeInfoHook),
-    timer=dict(type=IterTimerHook),
+    timer=dict(type=StepTimerHook),
     sampler_seed=None,
-    logger=dict(type=LoggerHook, interval=10, log_metric_by_epoch=False),
+    logger=dict(type=StepLoggerHook, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=StepCheckpointHook, interval=500, max_keep=2),
     curves=dict(type=CurvesHook),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xrlhf.cli.options import CfgOptions, ConfigName, read_recipe
+from xrlhf.cli.options import CfgOptions, ConfigName, Overrides, read_recipe
 
 __all__ = ["convert"]
 
@@ -26,13 +26,14 @@ def pth_to_hf(
     out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist, or be empty.")],
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, bfloat16 or float16.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    overrides: Overrides = None,
     cfg_options: CfgOptions = None,
 ) -> None:
     """Convert a checkpoint to a Hugging Face directory.
 
     Example: xrlhf convert pth_to_hf tiny_reward_cpu work_dirs/tiny_reward_cpu/iter_375.pth reward_hf
     """
-    recipe = read_recipe(config, cfg_options)
+    recipe = read_recipe(config, cfg_options, overrides)
     from xrlhf.export import export_checkpoint
 
     export_checkpoint(recipe, checkpoint, out, dtype=dtype, max_shard_size=max_shard_size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
 import typer
 
 from xrlhf.cli.check_dataset import check_dataset
@@ -17,11 +18,17 @@ from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.log_dataset import log_dataset
 from xrlhf.cli.score import score
 from xrlhf.cli.test import test
-from xrlhf.cli.train import NEWEST, train
+from xrlhf.cli.train import INTERRUPTED, NEWEST, train
 from xrlhf.errors import UserError, XrlhfError
 from xrlhf.version import __version__
 
 __all__ = ["app", "main"]
+
+_FIRST_RANK_SPEAKS_SECONDS = 3.0
+
+# What the parser raises. typer brings a click of its own from 0.20 on and needs an installed one before that, so the
+# class is taken from typer.
+_UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="xrlhf",
@@ -53,34 +60,60 @@ def _options(
 def _with_resume_value(arguments: Sequence[str]) -> list[str]:
     """``--resume`` may stand alone; the parser wants a value behind it."""
     completed: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         completed.append(argument)
-        if argument == "--resume" and (following.startswith("-") or "=" in following):
+        if argument == "--resume" and not _names_a_checkpoint(following):
             completed.append(NEWEST)
     return completed
 
 
+def _names_a_checkpoint(argument: str) -> bool:
+    """Whether what follows ``--resume`` is its value, not another option, an override or a recipe."""
+    if argument.startswith("-") or argument.endswith(".py"):
+        return False
+    return "=" not in argument or argument.endswith(".pth")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 a run failed, 2 something the user can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        result = app(args=_with_resume_value(given), standalone_mode=False, obj=given)
-    except click.exceptions.Abort:
-        typer.echo("aborted", err=True)
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return 2
+        result = app(args=_with_resume_value(given), prog_name="xrlhf", standalone_mode=False, obj=given)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("interrupted", err=True)
+        return INTERRUPTED
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        _complain(f"error: {error}")
         return 2
     except XrlhfError as error:
-        typer.echo(f"failed: {error}", err=True)
+        _complain(f"failed: {error}")
         return 1
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
+    except _UsageProblem as error:
+        return _explain_usage(error)
     return result if isinstance(result, int) else 0
+
+
+def _explain_usage(error: Any) -> int:
+    """One line for what the parser refuses; a group of commands called without one shows its help."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    help_command = f"{context.command_path if context is not None else 'xrlhf'} --help"
+    _complain(f"error: {error.format_message().rstrip('.')}; see `{help_command}`")
+    return 2
+
+
+def _complain(text: str) -> None:
+    """Print an error once, although every process of a run may meet it.
+
+    The first process speaks at once and ends; its launcher then ends the others, unless theirs is another error.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_FIRST_RANK_SPEAKS_SECONDS)
+        text = f"[process {rank}] {text}"
+    typer.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ __all__ = ["CfgOptions", "ConfigName", "DeviceName", "Overrides", "WorkDir", "re
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A recipe: a file, or the name of a shipped one.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="More overrides, as after --cfg-options.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="More overrides, as after --cfg-options.", show_default=False),
 ]
 CfgOptions = Annotated[
     list[str] | None,

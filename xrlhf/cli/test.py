@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from xrlhf.cli.options import CfgOptions, ConfigName, DeviceName, Overrides, read_recipe
+from xrlhf.errors import UserError
 
 __all__ = ["test"]
 
@@ -38,9 +39,17 @@ def test(
     metrics = evaluate(recipe, checkpoint, chosen)
     width = max(map(len, metrics))
     for name, value in metrics.items():
-        typer.echo(f"{name:<{width}}  {value:.4f}" if not value.is_integer() else f"{name:<{width}}  {value:.0f}")
+        is_count = name.rpartition("/")[2].startswith("num_")
+        typer.echo(f"{name:<{width}}  {value:.0f}" if is_count else f"{name:<{width}}  {value:.4f}")
     if out is not None:
+        _write(metrics, out)
+
+
+def _write(metrics: dict[str, float], out: Path) -> None:
+    aside = out.with_name(out.name + ".tmp")
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(out.name + ".tmp")
         aside.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         os.replace(aside, out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import Annotated, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from xrlhf.cli.options import CfgOptions, ConfigName, DeviceName, Overrides, WorkDir, read_recipe
 from xrlhf.errors import ConfigError
 
-__all__ = ["NEWEST", "train"]
+if TYPE_CHECKING:
+    from xrlhf.engine.runner import GroupRunner
+
+__all__ = ["INTERRUPTED", "NEWEST", "train"]
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 plus SIGINT."""
 
 NEWEST = "newest"
 """What ``--resume`` means when no value follows it."""
@@ -53,12 +59,13 @@ def train(
 
       NPROC_PER_NODE=8 xrlhf train my_recipe.py --work-dir runs/a --resume auto
     """
-    from xrlhf.engine.launch import relaunch_command
-
-    if launcher == "none" and (command := relaunch_command(ctx.obj)):
-        return subprocess.run(command, check=False).returncode
     if resume is not None and load_from is not None:
         raise ConfigError("--resume and --load-from exclude each other")
+    from xrlhf.engine.launch import num_processes_asked_for, relaunch_command, run_processes
+
+    wanted = num_processes_asked_for() if launcher == "none" else 0
+    if not dry_run and launcher == "none" and (command := relaunch_command(ctx.obj)):
+        return run_processes(command)
     # Silences a per-process warning of tokenizers; the data layer decides on its own processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     recipe = read_recipe(config, cfg_options, overrides)
@@ -71,18 +78,20 @@ def train(
 
     from xrlhf.devices import find_device
     from xrlhf.engine.build import build_runner
-    from xrlhf.engine.launch import leave_process_group, ranks_from_environment, start_process_group
+    from xrlhf.engine.launch import Ranks, leave_process_group, ranks_from_environment, start_process_group
 
-    ranks = ranks_from_environment(launcher)
-    chosen = find_device(device or recipe.get("device"))
     if dry_run:
         from xrlhf.engine.dry_run import dry_run as report
 
-        chosen.set_device(ranks.local_rank)
-        for line in report(recipe, ranks):
+        ranks = Ranks(world_size=wanted, launcher="pytorch") if wanted else ranks_from_environment(launcher)
+        chosen = find_device(device or recipe.get("device"))
+        for line in report(recipe, ranks, chosen) if ranks.rank == 0 else ():
             typer.echo(line)
         return 0
+    ranks = ranks_from_environment(launcher)
+    chosen = find_device(device or recipe.get("device"))
     start_process_group(chosen, ranks)
+    runner = None
     try:
         runner = build_runner(
             recipe,
@@ -92,6 +101,21 @@ def train(
             load_from=load_from,
         )
         runner.train()
-    finally:
-        leave_process_group()
+    except KeyboardInterrupt:
+        if ranks.rank == 0:
+            typer.echo(_interrupted(runner), err=True)
+        return INTERRUPTED
+    # After an error the others are still at work: parting from them would wait for them.
+    leave_process_group()
     return 0
+
+
+def _interrupted(runner: GroupRunner | None) -> str:
+    """Where an interrupted run stands, and how to go on."""
+    if runner is None:
+        return "interrupted before the first step"
+    from xrlhf.engine.checkpoint import find_checkpoints
+
+    saved = find_checkpoints(Path(runner.work_dir))
+    how = f"go on from {saved[0].path.name} with --resume" if saved else "no checkpoint was taken yet"
+    return f"interrupted after step {runner.iter} of {runner.max_iters}: {how}"

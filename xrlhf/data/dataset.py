@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -17,30 +18,42 @@ from xrlhf.data.permutation import derive_key
 from xrlhf.data.plan import GroupStream
 from xrlhf.data.sources import open_source
 from xrlhf.data.table import GroupTable, MapFn, build_table
-from xrlhf.errors import DataError
-from xrlhf.registry import DATASETS
+from xrlhf.errors import ConfigError, DataError
+from xrlhf.registry import DATASETS, MAP_FNS
 from xrlhf.structures import TokenizedGroup
 
 __all__ = ["Fold", "GroupDataset", "resolve_map_fn"]
-
-logger = logging.getLogger("xrlhf")
 
 
 def resolve_map_fn(spec: Any) -> MapFn:
     """A map function from a recipe: a function, its dotted or registered name, or a dict with options.
 
     Args:
-        spec: ``hh_map_fn``, ``"xrlhf.data.map_fns.hh_map_fn"`` or ``dict(type=hh_map_fn, empty="keep")``.
+        spec: ``hh_map_fn``, ``"hh_map_fn"``, ``"my_package.my_map_fn"`` or ``dict(type=hh_map_fn, empty="keep")``.
+
+    Raises:
+        ConfigError: Nothing has that name, it is no function, or it does not take these options.
     """
     if isinstance(spec, Mapping):
+        if "type" not in spec:
+            raise ConfigError(f"a map_fn with options needs 'type', the function; found {', '.join(map(str, spec))}")
         options = {key: value for key, value in spec.items() if key != "type"}
-        return partial(resolve_map_fn(spec["type"]), **options)
+        function = resolve_map_fn(spec["type"])
+        try:
+            inspect.signature(function).bind({}, **options)
+        except TypeError as error:
+            raise ConfigError(f"map_fn {spec['type']!r}: {error}") from error
+        return partial(function, **options)
     if isinstance(spec, str) and "." not in spec:
-        spec = f"xrlhf.data.map_fns.{spec}"
+        MAP_FNS.import_from_location()
+        if spec not in MAP_FNS.module_dict:
+            known = ", ".join(sorted(MAP_FNS.module_dict))
+            raise ConfigError(f"no map function is called {spec!r}; known are {known}, or give a dotted name")
+        spec = MAP_FNS.module_dict[spec]
     found = resolve(spec)
     if not callable(found):
-        raise DataError(f"map_fn {spec!r} is not a function")
-    return found  # type: ignore[no-any-return]
+        raise ConfigError(f"map_fn {spec!r} is not a function")
+    return cast(MapFn, found)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,25 @@ class Fold:
         return np.nonzero(held_out if self.part == "held_out" else ~held_out)[0]
 
 
+def _fold_of(options: Mapping[str, Any]) -> Fold:
+    try:
+        return Fold(**options)
+    except TypeError:
+        found = ", ".join(map(str, options))
+        raise DataError(f"fold takes index, count and part, and optionally seed; found {found}") from None
+
+
+def _check_source(spec: Any, where: str) -> float:
+    """The weight of a source that a recipe names, once its keys are known to be right."""
+    found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
+    if not isinstance(spec, Mapping) or not {"source", "map_fn"} <= set(spec) <= {"source", "map_fn", "weight", "name"}:
+        raise DataError(f"{where} needs 'source' and 'map_fn' and may have 'weight' and 'name', got {found}")
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise DataError(f"{where}: weight must be a number above 0 (visits of each group per epoch), got {weight!r}")
+    return float(weight)
+
+
 @DATASETS.register_module()
 class GroupDataset:
     """Groups from one or several sources.
@@ -86,7 +118,8 @@ class GroupDataset:
         max_length: Most tokens of one conversation.
         truncation: ``"drop"``, ``"prompt"`` or ``"end"``; see :class:`GroupEncoder`.
         fold: ``dict(index=, count=, part=)`` to train on all folds but one, or evaluate on that one.
-        max_groups: Keep only the first so many groups of each source, for a quick look.
+        max_groups: Keep only the first so many groups of each source, for a quick look; at least 1. All rows are
+            tokenised even so.
         cache_dir: Where tables are kept.
         num_workers: Processes that tokenise; chosen by the size of the data if None.
         max_bad_share: Largest share of rows without the format before the run stops.
@@ -114,6 +147,9 @@ class GroupDataset:
     ) -> None:
         if not sources:
             raise DataError("a dataset needs at least one source")
+        if max_groups is not None and max_groups < 1:
+            raise DataError(f"max_groups must be at least 1, got {max_groups}")
+        held = _fold_of(fold) if fold else None
         self.encoder = GroupEncoder(
             tokenizer,
             max_length=max_length,
@@ -125,12 +161,7 @@ class GroupDataset:
         self.weights: list[float] = []
         self._selected: list[np.ndarray | None] = []
         for number, spec in enumerate(sources):
-            unknown = set(spec) - {"source", "map_fn", "weight", "name"}
-            if unknown or "source" not in spec or "map_fn" not in spec:
-                raise DataError(
-                    f"sources[{number}] needs 'source' and 'map_fn' and may have 'weight' and 'name', "
-                    f"got {sorted(spec)}"
-                )
+            weight = _check_source(spec, f"sources[{number}]")
             cache = Path(cache_dir).expanduser() if cache_dir else None
             table = build_table(
                 open_source(spec["source"]),
@@ -142,14 +173,14 @@ class GroupDataset:
                 max_left_out_share=max_left_out_share,
             )
             table.dataset = number
-            selected = Fold(**fold).select(table.prompt_keys) if fold else None
+            selected = held.select(table.prompt_keys) if held else None
             if max_groups is not None:
                 selected = np.arange(min(max_groups, len(table))) if selected is None else selected[:max_groups]
             if selected is not None and not len(selected):
                 raise DataError(f"{table.source_name}: no group is left after fold={fold} and max_groups={max_groups}")
             self.names.append(self._unique_name(spec.get("name") or table.source_name))
             self.tables.append(table)
-            self.weights.append(float(spec.get("weight", 1.0)))
+            self.weights.append(weight)
             self._selected.append(selected)
         self.sizes = [len(t) if s is None else len(s) for t, s in zip(self.tables, self._selected, strict=True)]
         self._ends = np.cumsum(self.sizes)

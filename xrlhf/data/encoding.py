@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ Truncation = Literal["drop", "prompt", "end"]
 """What to do with a conversation over the limit: leave the group out, cut the prompt's beginning, cut the end."""
 
 _PROBE = "xrlhfprobe"
+_TOKENIZER_OPTIONS = ("add_bos_token", "add_eos_token", "split_special_tokens", "chat_control_tokens")
 
 
 def shared_prefix_length(sequences: Sequence[np.ndarray]) -> int:
@@ -48,15 +49,16 @@ def shared_prefix_length(sequences: Sequence[np.ndarray]) -> int:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of all that decides a tokenizer's output: vocabulary, merges, special tokens, chat template."""
-    digest = hashlib.blake2b(digest_size=16)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        digest.update(backend.to_str().encode())
+        model = json.loads(backend.to_str())
+        # What the last call asked for, not a property of the tokenizer.
+        model |= {"padding": None, "truncation": None}
     else:
-        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
-    return digest.hexdigest()
+        model = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
+    options = {name: getattr(tokenizer, name, None) for name in _TOKENIZER_OPTIONS}
+    parts = [model, tokenizer.special_tokens_map, tokenizer.chat_template, options]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
@@ -65,11 +67,23 @@ def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str
     tokens = {
         token.content
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (len(token.content) > 2 and token.content in template)
+        if token.special or (token.content in template and not token.content.isspace())
     }
     if not tokens:
         return None
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a message, those inside tool calls included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_in(item)
 
 
 class GroupEncoder:
@@ -79,8 +93,9 @@ class GroupEncoder:
         tokenizer: A tokenizer, with a chat template unless all groups are plain text.
         max_length: Most tokens of one whole conversation (prompt and response), at least 2.
         truncation: ``"drop"`` leaves a group out when any of its conversations is longer; ``"prompt"`` cuts the
-            beginning of the shared prompt (a leading BOS stays); ``"end"`` cuts the end of the text and puts the
-            closing tokens of the template behind the cut. Whatever is left out is a counted :class:`RowError`.
+            beginning of the shared prompt (a leading BOS and at least one more token of it stay, or the group is left
+            out); ``"end"`` cuts the end of the text and puts the closing tokens of the template behind the cut.
+            Whatever is left out is a counted :class:`RowError`.
         chat_template_kwargs: Passed to every rendering, for instance ``{"enable_thinking": False}``.
 
     Raises:
@@ -137,29 +152,46 @@ class GroupEncoder:
 
         A conversation the chat template refuses (roles out of order, say) gives a :class:`RowError`.
         """
-        results: list[np.ndarray | RowError] = []
-        texts: list[str] = []
-        slots: list[int] = []
+        results: dict[int, np.ndarray | RowError] = {}
+        plain: dict[int, str] = {}
+        rendered: dict[int, str] = {}
         for slot, conversation in enumerate(conversations):
             if isinstance(conversation, str):
-                results.append(self._encode_text(conversation))
+                plain[slot] = conversation
                 continue
             try:
+                text = self._render(conversation)
                 if self._mentions_control_token(conversation):
-                    results.append(self._encode_sanitised(conversation))
-                    continue
-                texts.append(self._render(conversation))
+                    results[slot] = self._encode_sanitised(conversation)
+                else:
+                    rendered[slot] = text
             except ModelError:
                 raise
             except Exception as error:
-                results.append(RowError(Reason.WRONG_ROLES, f"the chat template refuses the conversation: {error}"))
-                continue
-            slots.append(slot)
-            results.append(as_ids([]))
-        if texts:
-            for slot, ids in zip(slots, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-                results[slot] = as_ids(ids)
-        return results
+                results[slot] = RowError(Reason.WRONG_ROLES, f"the chat template refuses the conversation: {error}")
+        texts = self._tokenise([*plain.values()], add_special_tokens=True)
+        results.update(zip(plain, map(self._with_eos, texts), strict=True))
+        results.update(zip(rendered, self._tokenise([*rendered.values()], add_special_tokens=False), strict=True))
+        return [results[slot] for slot in range(len(conversations))]
+
+    def _with_eos(self, ids: np.ndarray | RowError) -> np.ndarray | RowError:
+        eos = self.tokenizer.eos_token_id
+        if isinstance(ids, RowError) or eos is None or (len(ids) and ids[-1] == eos):
+            return ids
+        return as_ids([*ids, eos])
+
+    def _tokenise(self, texts: list[str], *, add_special_tokens: bool) -> list[np.ndarray | RowError]:
+        if not texts:
+            return []
+        try:
+            encoded = self.tokenizer(
+                texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+            )
+        except (TypeError, UnicodeError) as error:
+            if len(texts) == 1:
+                return [RowError(Reason.WRONG_TYPE, f"the text cannot be tokenised: {error}")]
+            return [self._tokenise([text], add_special_tokens=add_special_tokens)[0] for text in texts]
+        return [as_ids(ids) for ids in encoded["input_ids"]]
 
     def _render(self, conversation: list[dict[str, Any]]) -> str:
         if self.tokenizer.chat_template is None:
@@ -167,26 +199,18 @@ class GroupEncoder:
                 f"the tokenizer {self.tokenizer.name_or_path!r} has no chat template: give one in the recipe "
                 "(tokenizer=dict(..., chat_template=FILE)) or use plain-text rows (text_pair_map_fn)"
             )
-        return self.tokenizer.apply_chat_template(conversation, tokenize=False, **self.chat_template_kwargs)
+        return cast(str, self.tokenizer.apply_chat_template(conversation, tokenize=False, **self.chat_template_kwargs))
 
     def _mentions_control_token(self, conversation: list[dict[str, Any]]) -> bool:
         if self._control_token is None:
             return False
-        return any(self._control_token.search(str(message.get("content", ""))) for message in conversation)
+        return any(self._control_token.search(text) for text in _texts_in(conversation))
 
     def _encode_sanitised(self, conversation: list[dict[str, Any]]) -> np.ndarray:
-        self._render(conversation)
-        encoded = self.tokenizer.apply_chat_template(
-            conversation, tokenize=True, return_dict=True, sanitize_control_tokens=True, **self.chat_template_kwargs
+        ids = self.tokenizer.apply_chat_template(
+            conversation, tokenize=True, return_dict=False, sanitize_control_tokens=True, **self.chat_template_kwargs
         )
-        return as_ids(encoded["input_ids"])
-
-    def _encode_text(self, text: str) -> np.ndarray:
-        ids = list(self.tokenizer(text)["input_ids"])
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and (not ids or ids[-1] != eos):
-            ids.append(eos)
-        return as_ids(ids)
+        return as_ids(cast(list[int], ids))
 
     def _assemble(self, group: Group, ids: list[np.ndarray], keep_identical: bool) -> TokenizedGroup | RowError:
         if self.truncation == "end":
@@ -195,6 +219,8 @@ class GroupEncoder:
             if keep < 1:
                 return RowError(Reason.TOO_LONG, f"max_length {self.max_length} leaves no room for text")
             ids = [np.concatenate([seq[:keep], closing]) if len(seq) > self.max_length else seq for seq in ids]
+        if not all(len(seq) for seq in ids):
+            return RowError(Reason.EMPTY, "a conversation without a single token")
         shared = shared_prefix_length(ids)
         longest = max(len(seq) for seq in ids)
         prompt = ids[0][:shared]
@@ -217,7 +243,19 @@ class GroupEncoder:
                 eos = self.tokenizer.eos_token_id
                 self._closing[True] = as_ids([] if eos is None else [eos])
             else:
-                rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}])
-                tail = rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
-                self._closing[False] = as_ids(self.tokenizer(tail, add_special_tokens=False)["input_ids"])
+                self._closing[False] = as_ids(
+                    self.tokenizer(self._closing_text(), add_special_tokens=False)["input_ids"]
+                )
         return self._closing[is_text]
+
+    def _closing_text(self) -> str:
+        try:
+            rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}])
+            return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                "truncation='end' needs to know what the chat template writes behind the last answer, but rendering a "
+                f"user and an assistant turn failed: {error}; use truncation='drop' or 'prompt'"
+            ) from error

@@ -33,9 +33,15 @@ def pack(
 
     Returns:
         The packed batch, on the CPU.
+
+    Raises:
+        ValueError: No group, a group without a response, or a response without an id (it has no token to be scored at).
     """
     if not groups:
         raise ValueError("cannot pack an empty list of groups")
+    for g, group in enumerate(groups):
+        if not group.response_ids or not all(len(ids) for ids in group.response_ids):
+            raise ValueError(f"groups[{g}] needs at least one response, and each at least one id")
     num_groups = len(groups)
     most_responses = max(len(group.response_ids) for group in groups)
     last_index = np.zeros((num_groups, most_responses), dtype=np.int64)

@@ -17,8 +17,12 @@ _ROUNDS = 8
 
 
 def derive_key(*parts: int | str) -> int:
-    """A 64-bit key from ``parts``, the same on every machine and Python version."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    """A 64-bit key from ``parts``, the same on every machine and Python version.
+
+    Args:
+        parts: Text or whole numbers; ``1`` and ``"1"`` differ, ``1`` and ``numpy.int64(1)`` do not.
+    """
+    text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{int(part)}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -49,11 +53,16 @@ class Permutation:
         self._round_keys = [np.uint64(derive_key(key, r)) for r in range(_ROUNDS)]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """The elements at ``positions``: an integer array in, an int64 array of the same shape out."""
-        values = np.asarray(positions, dtype=np.uint64)
-        if values.size and int(values.max()) >= self.size:
-            raise IndexError(f"position {int(values.max())} outside a permutation of {self.size} elements")
-        values = self._network(values)
+        """The elements at ``positions``: an integer array of one dimension or more in, int64 of the same shape out.
+
+        Raises:
+            IndexError: A position is negative or not below ``size``.
+        """
+        positions = np.asarray(positions)
+        for position in (int(positions.min()), int(positions.max())) if positions.size else ():
+            if not 0 <= position < self.size:
+                raise IndexError(f"position {position} outside a permutation of {self.size} elements")
+        values = self._network(positions.astype(np.uint64))
         outside = values >= self.size
         while outside.any():
             values[outside] = self._network(values[outside])

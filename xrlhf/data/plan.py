@@ -22,9 +22,9 @@ class GroupStream:
     """The endless, shuffled order in which groups are trained on.
 
     Position ``p`` of the stream belongs to epoch ``p // epoch_size``. An epoch holds ``round(weight * size)`` visits
-    of each dataset: weight 1 shows every group once an epoch, 2 twice, 0.5 every second one. Each dataset is walked in
-    passes of its own, every pass a fresh permutation, so over the run no group of a dataset is seen more than once
-    more often than another.
+    (at least one) of each dataset: weight 1 shows every group once an epoch, 2 twice, 0.5 every second one. Each
+    dataset is walked in passes of its own, every pass a fresh permutation, so after any number of whole epochs no
+    group of a dataset has been seen more than once more often than another.
 
     Args:
         sizes: Number of groups of each dataset; global ids count through the datasets in order.
@@ -102,8 +102,10 @@ class StepPlan:
 def deal(group_ids: np.ndarray, lengths: np.ndarray, *, world_size: int, token_budget: int) -> StepPlan:
     """Deal groups to ranks and micro-batches, every rank the same number, loads as even as can be.
 
-    Groups go, longest first, to the least loaded micro-batch; the number of micro-batches is the smallest for which
-    none exceeds the budget. A group longer than the budget gets a micro-batch of its own.
+    Groups go, longest first, to the least loaded micro-batch; the number of micro-batches is the smallest (above 64
+    a rank: to within 3 %) for which this overfills none. A group longer than the budget gets a micro-batch of its
+    own. Where a step has fewer groups than micro-batches, which takes more ranks than one, the shortest group stands
+    in the empty ones with weight 0.
 
     Args:
         group_ids: (N,) the groups of the step.
@@ -114,10 +116,12 @@ def deal(group_ids: np.ndarray, lengths: np.ndarray, *, world_size: int, token_b
     num_groups = len(group_ids)
     if num_groups == 0:
         raise ValueError("a step needs at least one group")
-    order = np.lexsort((group_ids, -lengths.astype(np.int64)))
-    per_rank = max(1, math.ceil(int(lengths.sum()) / (world_size * token_budget)))
+    lengths = lengths.astype(np.int64)
+    order = np.lexsort((group_ids, -lengths))
+    per_rank = math.ceil(_fewest_bins(lengths, token_budget) / world_size)
     while (bins := _fill(order, lengths, per_rank * world_size, token_budget)) is None:
-        per_rank += 1
+        # One more each; from 64 on a little faster, so that planning a large step stays a matter of milliseconds.
+        per_rank = min(per_rank + max(1, per_rank // 32), math.ceil(num_groups / world_size))
     shortest = group_ids[order[-1]]
     batches = []
     for members in bins:
@@ -126,6 +130,13 @@ def deal(group_ids: np.ndarray, lengths: np.ndarray, *, world_size: int, token_b
         else:
             batches.append(MicroBatch(np.array([shortest]), np.zeros(1, dtype=np.float32)))
     return StepPlan(num_groups, tuple(tuple(batches[rank::world_size]) for rank in range(world_size)))
+
+
+def _fewest_bins(lengths: np.ndarray, token_budget: int) -> int:
+    """Fewer micro-batches than this cannot hold the groups, however they are dealt."""
+    # A micro-batch has room for at most k groups that are each longer than budget / (k + 1).
+    by_count = max(math.ceil(int((lengths * (k + 1) > token_budget).sum()) / k) for k in range(1, 5))
+    return max(1, by_count, math.ceil(int(np.minimum(lengths, token_budget).sum()) / token_budget))
 
 
 def _fill(order: np.ndarray, lengths: np.ndarray, num_bins: int, token_budget: int) -> list[list[int]] | None:
@@ -151,12 +162,13 @@ def plan_whole_set(lengths: np.ndarray, *, world_size: int, token_budget: int) -
         world_size: Number of ranks.
         token_budget: Most tokens of a micro-batch, unless a single group exceeds it.
     """
-    batches: list[list[int]] = []
-    load = token_budget + 1
-    for index in np.argsort(-lengths.astype(np.int64), kind="stable").tolist():
-        if load + int(lengths[index]) > token_budget:
-            batches.append([])
-            load = 0
-        batches[-1].append(index)
-        load += int(lengths[index])
-    return [[np.asarray(batch, dtype=np.int64) for batch in batches[rank::world_size]] for rank in range(world_size)]
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    ends = np.cumsum(lengths[order], dtype=np.int64)
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + token_budget, side="right")))
+        batches.append(order[start:stop])
+        start = stop
+    return [batches[rank::world_size] for rank in range(world_size)]

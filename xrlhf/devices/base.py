@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["Device"]
@@ -38,7 +40,7 @@ class Device:
     def process_group_backend(self) -> str:
         """Backends by device, so that collectives of CPU objects run on gloo whatever the device."""
         if self.type == "cpu":
-            return "cpu:gloo"
+            return self.collective_backend
         return f"cpu:gloo,{self.type}:{self.collective_backend}"
 
     def set_device(self, local_rank: int) -> None:
@@ -50,7 +52,14 @@ class Device:
         return {"device_ids": None if self.index is None else [self.index]}
 
     def seed_all(self, seed: int) -> None:
-        """Seed torch's generators on the CPU and on this device."""
+        """Seed Python's, numpy's and torch's generators, torch's on the CPU and on this device.
+
+        Args:
+            seed: 0 to 2**63 - 1.
+        """
+        random.seed(seed)
+        # A model's own code may draw from the global generator, so that one has to be seeded.
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
 
     def synchronize(self) -> None:

@@ -15,20 +15,35 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from xrlhf.config.resolve import resolve
+from xrlhf.config.secrets import mask_secrets
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.loader import EvalLoader, StepLoader
 from xrlhf.devices import Device, find_device
-from xrlhf.engine.checkpoint import find_checkpoints
+from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
 from xrlhf.engine.launch import Ranks
+from xrlhf.engine.logging import check_log_level, start_logging
 from xrlhf.engine.runner import GroupRunner
-from xrlhf.engine.strategies import STRATEGY_NAMES
+from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
 from xrlhf.registry import DATASETS, MODELS, TOKENIZERS
 
-__all__ = ["Parts", "build_dataset", "build_model", "build_parts", "build_runner", "build_tokenizer", "seed_of"]
+__all__ = [
+    "Parts",
+    "build_dataset",
+    "build_eval_loader",
+    "build_model",
+    "build_parts",
+    "build_runner",
+    "build_tokenizer",
+    "section_of",
+    "seed_of",
+    "strategy_config",
+    "work_dir_of",
+]
 
 logger = logging.getLogger("xrlhf")
 
+_MAX_SEED = 2**32 - 1
 _RUNTIME_SECTIONS = ("default_hooks", "custom_hooks", "log_processor", "visualizer", "log_level", "default_scope")
 
 
@@ -42,7 +57,12 @@ class Parts:
     val_loader: EvalLoader | None
 
 
-def _section(recipe: Config, name: str) -> dict[str, Any]:
+def section_of(recipe: Config, name: str) -> dict[str, Any]:
+    """A section of a recipe as a dict.
+
+    Raises:
+        ConfigError: It is missing, or no dict.
+    """
     if name not in recipe:
         raise ConfigError(f"{recipe.filename or 'the recipe'} has no section {name!r}")
     section = recipe[name].to_dict() if hasattr(recipe[name], "to_dict") else recipe[name]
@@ -52,13 +72,26 @@ def _section(recipe: Config, name: str) -> dict[str, Any]:
 
 
 def seed_of(recipe: Config) -> int:
-    """The run's seed: ``randomness.seed``, 0 if it is not set."""
-    return int((recipe.get("randomness") or {}).get("seed") or 0)
+    """The run's seed: ``randomness.seed``, 0 if it is not set.
+
+    Raises:
+        ConfigError: It is no whole number from 0 to 2**32 - 1, all that numpy takes.
+    """
+    seed = (recipe.get("randomness") or {}).get("seed")
+    seed = 0 if seed is None else seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= _MAX_SEED:
+        raise ConfigError(f"the seed must be a whole number from 0 to {_MAX_SEED}, got {seed!r}")
+    return seed
+
+
+def work_dir_of(recipe: Config) -> Path:
+    """Where a recipe's run goes: its ``work_dir``, ``work_dirs/NAME`` if it has none."""
+    return Path(recipe.get("work_dir") or Path("work_dirs") / Path(recipe.filename or "run").stem)
 
 
 def build_tokenizer(recipe: Config) -> PreTrainedTokenizerBase:
     """The prepared tokenizer of a recipe."""
-    return TOKENIZERS.build(_section(recipe, "tokenizer"))
+    return TOKENIZERS.build(section_of(recipe, "tokenizer"))
 
 
 def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -66,40 +99,51 @@ def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module
     import torch
 
     torch.manual_seed(seed_of(recipe))
-    return MODELS.build({**_section(recipe, "model"), "tokenizer": tokenizer})
+    return MODELS.build({**section_of(recipe, "model"), "tokenizer": tokenizer})
 
 
 def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
     """The data set of a recipe's dataloader section (``train_dataloader`` or ``val_dataloader``)."""
-    loader = _section(recipe, section)
+    loader = section_of(recipe, section)
     if "dataset" not in loader:
         raise ConfigError(f"{section} has no 'dataset'")
     return DATASETS.build({"type": GroupDataset, **loader["dataset"], "tokenizer": tokenizer})
 
 
-def _loader_options(recipe: Config, section: str, allowed: set[str]) -> dict[str, Any]:
-    options = {key: value for key, value in _section(recipe, section).items() if key != "dataset"}
-    unknown = sorted(set(options) - allowed)
-    if unknown:
-        raise ConfigError(f"{section} has no option {unknown[0]!r}; it takes dataset, {', '.join(sorted(allowed))}")
+def _loader_options(recipe: Config, section: str, needed: set[str], optional: set[str]) -> dict[str, Any]:
+    options = {key: value for key, value in section_of(recipe, section).items() if key != "dataset"}
+    takes = f"it takes dataset, {', '.join(sorted(needed | optional))}"
+    if unknown := sorted(set(options) - needed - optional):
+        raise ConfigError(f"{section} has no option {unknown[0]!r}; {takes}")
+    if missing := sorted(needed - set(options)):
+        raise ConfigError(f"{section} needs the option {missing[0]!r}; {takes}")
     return options
+
+
+def build_eval_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> EvalLoader:
+    """The validation set of a recipe, this process's share of it."""
+    ranks = ranks or Ranks()
+    options = _loader_options(recipe, "val_dataloader", {"token_budget"}, set())
+    dataset = build_dataset(recipe, "val_dataloader", tokenizer)
+    return EvalLoader(dataset, **options, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def build_parts(recipe: Config, ranks: Ranks) -> Parts:
     """Build tokenizer, data and model of a recipe."""
+    options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
     tokenizer = build_tokenizer(recipe)
     train_set = build_dataset(recipe, "train_dataloader", tokenizer)
-    train_options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget", "shuffle"})
-    place = {"rank": ranks.rank, "world_size": ranks.world_size}
-    train_loader = StepLoader(train_set, seed=seed_of(recipe), **train_options, **place)
-    val_loader = None
-    if recipe.get("val_dataloader"):
-        val_set = build_dataset(recipe, "val_dataloader", tokenizer)
-        val_loader = EvalLoader(val_set, **_loader_options(recipe, "val_dataloader", {"token_budget"}), **place)
+    train_loader = StepLoader(train_set, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+    val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
     return Parts(tokenizer, build_model(recipe, tokenizer), train_loader, val_loader)
 
 
-def _strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, Any]:
+def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, Any]:
+    """What the runner builds its strategy from: the recipe's, or by the number of processes.
+
+    Raises:
+        ConfigError: An unknown name, or one that does not fit the number of processes.
+    """
     config = recipe.get("strategy") or {}
     config = {"type": config} if isinstance(config, str) else dict(config)
     chosen = config.pop("type", None) or ("ddp" if ranks.is_distributed else "single")
@@ -108,6 +152,14 @@ def _strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, 
         if "." not in str(chosen):
             raise ConfigError(f"unknown strategy {chosen!r}: choose one of {', '.join(STRATEGY_NAMES)}")
         strategy = resolve(chosen)
+    if strategy is SingleStrategy and ranks.world_size > 1:
+        raise ConfigError(
+            f"strategy 'single' trains in one process and {ranks.world_size} were started: choose 'ddp', or start one"
+        )
+    if strategy is DDPStrategy and not ranks.is_distributed:
+        raise ConfigError(
+            "strategy 'ddp' needs processes to share the work: set NPROC_PER_NODE, or leave --strategy out"
+        )
     return {**config, "type": strategy, "device": device}
 
 
@@ -132,18 +184,22 @@ def build_runner(
         UserError: The recipe, its data or its model is wrong.
     """
     ranks = ranks or Ranks()
-    _check_start(Path(recipe.work_dir), resume)
+    work_dir = work_dir_of(recipe)
+    check_log_level(recipe.get("log_level"))
+    _check_start(work_dir, resume, load_from)
+    start_logging(ranks.rank)
     if device is None:
         device = find_device(recipe.get("device"))
         device.set_device(ranks.local_rank)
+    strategy = strategy_config(recipe, ranks, device)
     parts = build_parts(recipe, ranks)
     runner = GroupRunner(
         model=parts.model,
-        work_dir=recipe.work_dir,
+        work_dir=str(work_dir),
         train_dataloader=parts.train_loader,
-        optim_wrapper=_section(recipe, "optim_wrapper"),
+        optim_wrapper=section_of(recipe, "optim_wrapper"),
         param_scheduler=recipe.get("param_scheduler"),
-        train_cfg=_section(recipe, "train_cfg"),
+        train_cfg=section_of(recipe, "train_cfg"),
         **(
             {}
             if parts.val_loader is None
@@ -153,16 +209,18 @@ def build_runner(
                 "val_evaluator": {},
             }
         ),
-        strategy=_strategy_config(recipe, ranks, device),
+        strategy=strategy,
         resume=resume,
         load_from=load_from,
         launcher=ranks.launcher,
         env_cfg={},
         randomness={"seed": seed_of(recipe)},
-        cfg=recipe,
+        # mmengine prints and stores this one; the parts above are built from the recipe itself.
+        cfg=Config(mask_secrets(recipe), filename=recipe.filename, format_python_code=False),
         **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},
     )
     if ranks.rank == 0:
+        remove_leftovers(Path(runner.work_dir))
         _report_data(parts, Path(runner.work_dir))
     logger.info(
         "device %s, strategy %s, %d process(es)", device.describe(), type(runner.strategy).__name__, ranks.world_size
@@ -170,8 +228,11 @@ def build_runner(
     return runner
 
 
-def _check_start(work_dir: Path, resume: bool | str) -> None:
+def _check_start(work_dir: Path, resume: bool | str, load_from: str | None) -> None:
     """Refuse a start that would mix two runs, or go on from nothing, before anything is built."""
+    for option, path in (("--resume", resume), ("--load-from", load_from)):
+        if isinstance(path, str) and path != "auto" and not Path(path).is_file():
+            raise CheckpointError(f"{option} {path}: there is no such checkpoint file")
     existing = find_checkpoints(work_dir)
     if existing and not resume:
         raise CheckpointError(
@@ -180,6 +241,10 @@ def _check_start(work_dir: Path, resume: bool | str) -> None:
         )
     if resume is True and not existing:
         raise CheckpointError(f"--resume, but {work_dir} holds no checkpoint: use --resume auto, or leave it out")
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"work_dir {work_dir} cannot be made: {error.strerror}") from error
 
 
 def _report_data(parts: Parts, work_dir: Path) -> None:

@@ -6,22 +6,35 @@ size and SHA-256 and is in place before the rename. A checkpoint counts only if 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from xrlhf.errors import CheckpointError
 
-__all__ = ["CheckpointFile", "find_checkpoints", "load_checkpoint", "newest_valid", "save_checkpoint", "verify"]
+__all__ = [
+    "CheckpointFile",
+    "find_checkpoints",
+    "load_checkpoint",
+    "load_strictly",
+    "newest_valid",
+    "remove_checkpoint",
+    "remove_leftovers",
+    "save_checkpoint",
+    "verify",
+]
 
 logger = logging.getLogger("xrlhf")
 
@@ -31,6 +44,12 @@ LAST = "last_checkpoint"
 _NAME = re.compile(r"iter_(\d+)\.pth")
 _MANIFEST = ".json"
 _ASIDE = ".tmp"
+_LEFTOVER = re.compile(rf"(iter_\d+\.pth(\.json)?|{LAST})\.tmp")
+
+# Exact types: a subclass (a numpy float is one of float) is pickled as an object, which a safe load refuses.
+_PLAIN = (str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter)
+_MAPPINGS = (dict, OrderedDict)
+_SEQUENCES = (list, tuple, set, torch.Size)
 
 
 @dataclass(frozen=True)
@@ -42,29 +61,41 @@ class CheckpointFile:
 
 
 class _HashingFile:
-    """A file that hashes what is written to it, so a checkpoint need not be read back."""
+    """A file that hashes what is written to it, so a checkpoint need not be read back.
+
+    ``failure`` keeps the first error of the file system: torch's writer reports another one in its place.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self.size = 0
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
         self._digest.update(data)
         self.size += memoryview(data).nbytes
-        return self._file.write(data)
+        return written
 
     def flush(self) -> None:
         self._file.flush()
 
     def close(self) -> str:
+        """Bring everything to the disk; the SHA-256 of it."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        self._file.close()
+        # Closing tries once more to write what the disk had no room for.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -76,6 +107,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         CheckpointError: The disk is full or cannot be written; earlier checkpoints are untouched.
+        TypeError: ``state`` holds something else than tensors and plain values.
     """
     _refuse_unsafe(state)
     aside = path.with_name(path.name + _ASIDE)
@@ -95,17 +127,25 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         os.replace(manifest_aside, path.with_name(path.name + _MANIFEST))
         os.replace(aside, path)
         _sync_folder(path.parent)
-        write_pointer(path)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         if file is not None:
             file.abandon()
-        aside.unlink(missing_ok=True)
-        manifest_aside.unlink(missing_ok=True)
+        for leftover in (aside, manifest_aside):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        cause = (file.failure if file is not None else None) or error
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0.0
         raise CheckpointError(
-            f"checkpoint {path} could not be written ({error}); {free:,.0f} MiB are free there; "
+            f"checkpoint {path} could not be written ({_first_line(cause)}); {free:,.0f} MiB are free there; "
             "earlier checkpoints are untouched"
         ) from error
+    try:
+        write_pointer(path)
+    except OSError as error:
+        # Only a hint: the checkpoint itself is whole and will be found without it.
+        logger.warning("%s could not be written: %s", path.with_name(LAST), error)
 
 
 def write_pointer(path: Path) -> None:
@@ -122,6 +162,15 @@ def remove_checkpoint(path: Path) -> None:
         path.with_name(path.name + _MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         logger.warning("old checkpoint %s could not be deleted: %s", path, error)
+
+
+def remove_leftovers(work_dir: Path) -> None:
+    """Delete what saves that were cut off by a kill have left in a run's directory."""
+    for path in work_dir.iterdir() if work_dir.is_dir() else []:
+        is_orphan = path.suffix == _MANIFEST and _NAME.fullmatch(path.stem) and not path.with_suffix("").exists()
+        if is_orphan or _LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def find_checkpoints(work_dir: Path) -> list[CheckpointFile]:
@@ -144,14 +193,17 @@ def verify(path: Path) -> str | None:
         size, expected = int(manifest["size"]), str(manifest["sha256"])
     except FileNotFoundError:
         return f"{manifest_path.name} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return f"{manifest_path.name} is damaged"
-    if path.stat().st_size != size:
-        return f"it has {path.stat().st_size} bytes in place of {size}"
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
+    try:
+        if path.stat().st_size != size:
+            return f"it has {path.stat().st_size} bytes in place of {size}"
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
     return None if digest.hexdigest() == expected else "its content does not match its checksum"
 
 
@@ -164,9 +216,9 @@ def newest_valid(work_dir: Path) -> CheckpointFile | None:
     candidates = find_checkpoints(work_dir)
     pointer = work_dir / LAST
     if pointer.is_file():
-        named = pointer.read_text(encoding="utf-8").strip()
-        if named and not (work_dir / named).exists():
-            logger.warning("%s names %s, which is missing; looking for an earlier checkpoint", pointer, named)
+        named = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if named not in [candidate.path.name for candidate in candidates]:
+            logger.warning("%s names %r, which is not there: the newest whole checkpoint is used", pointer, named)
     for candidate in candidates:
         problem = verify(candidate.path)
         if problem is None:
@@ -192,6 +244,8 @@ def load_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
     """
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}{_nearest(path)}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint{_nearest(path / LAST)}")
     if not path.with_name(path.name + _MANIFEST).exists():
         logger.warning("%s has no manifest beside it: it is read unverified", path)
     elif check and (problem := verify(path)):
@@ -199,10 +253,11 @@ def load_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or "state_dict" not in state or "meta" not in state:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {_why_unreadable(path, error)}") from error
+    parts = (state.get("state_dict"), state.get("meta")) if isinstance(state, dict) else (None, None)
+    if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path} is not a checkpoint of xrlhf: it has no 'state_dict' and 'meta'")
-    if state["meta"].get("format", 0) > FORMAT:
+    if not isinstance(version := state["meta"].get("format", 0), int) or version > FORMAT:
         raise CheckpointError(f"{path} was written by a newer xrlhf: update this one")
     return state
 
@@ -231,14 +286,34 @@ def load_strictly(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]
 
 
 def _refuse_unsafe(value: Any, where: str = "checkpoint") -> None:
-    if isinstance(value, Mapping):
+    if type(value) in _MAPPINGS:
         for key, item in value.items():
+            if type(key) not in _PLAIN:
+                raise TypeError(f"{where} has a key of type {type(key).__name__}: only plain values may be keys")
             _refuse_unsafe(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple, set)):
+    elif type(value) in _SEQUENCES:
         for number, item in enumerate(value):
             _refuse_unsafe(item, f"{where}[{number}]")
-    elif not isinstance(value, (torch.Tensor, str, bytes, int, float, bool, type(None))):
-        raise TypeError(f"{where} is a {type(value).__name__}: only tensors and plain values may be saved")
+    elif type(value) not in _PLAIN:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"{where} is a {kind}: only tensors and plain values may be saved")
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        unsafe = get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        # It cannot even be scanned: torch's own error says more.
+        unsafe = []
+    if unsafe:
+        return f"it holds {', '.join(unsafe[:3])}, and only tensors and plain values are read, for safety"
+    reason = _first_line(error)
+    # torch goes on to advise a load that may run code.
+    return "it is no file of torch" if reason.startswith("Weights only load failed") else reason
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sync_folder(folder: Path) -> None:

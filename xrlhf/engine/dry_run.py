@@ -10,17 +10,27 @@ from mmengine.config import Config
 from torch import nn
 
 from xrlhf.config.dump import recipe_text
-from xrlhf.engine.build import build_parts
+from xrlhf.devices import Device, find_device
+from xrlhf.engine.build import build_parts, section_of, strategy_config
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.optim import build_optim_wrapper, build_param_schedulers
+from xrlhf.registry import LOOPS
 
 __all__ = ["dry_run", "estimate_memory"]
 
 
-def dry_run(recipe: Config, ranks: Ranks) -> Iterator[str]:
-    """The resolved recipe, the data, the model, the steps and a memory estimate, as lines."""
-    from xrlhf.registry import LOOPS
+def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Iterator[str]:
+    """The resolved recipe, the data, the model, the steps and a memory estimate, as lines.
 
+    Args:
+        recipe: A loaded recipe with its overrides applied.
+        ranks: The processes that the run would have.
+        device: Where it would compute; found as a run would if None.
+
+    Raises:
+        UserError: What a run with this recipe would raise before its first step.
+    """
+    strategy_config(recipe, ranks, device or find_device(recipe.get("device")))
     yield "# ---- resolved recipe"
     yield recipe_text(recipe).rstrip()
     parts = build_parts(recipe, ranks)
@@ -28,8 +38,8 @@ def dry_run(recipe: Config, ranks: Ranks) -> Iterator[str]:
     for split, loader in (("train", parts.train_loader), ("val", parts.val_loader)):
         if loader is not None:
             yield from (f"{split}: {line}" for line in loader.dataset.report_lines())
-    loop = LOOPS.build({**recipe.train_cfg, "runner": None, "dataloader": parts.train_loader})
-    optim_wrapper = build_optim_wrapper(parts.model, recipe.optim_wrapper)
+    loop = LOOPS.build({**section_of(recipe, "train_cfg"), "runner": None, "dataloader": parts.train_loader})
+    optim_wrapper = build_optim_wrapper(parts.model, section_of(recipe, "optim_wrapper"))
     build_param_schedulers(recipe.get("param_scheduler"), optim_wrapper, loop.max_iters)
     yield "# ---- model"
     total, trainable = _count(parts.model)
@@ -76,7 +86,7 @@ def estimate_memory(model: Any, token_budget: int) -> dict[str, float]:
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     width = 4 if model.precision is torch.float32 else 2
     per_layer = (10 * hidden + 3 * intermediate) * width
-    if getattr(model.hf_model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.hf_model.modules()):
         activations = token_budget * (layers * hidden * width + per_layer)
     else:
         activations = token_budget * layers * per_layer

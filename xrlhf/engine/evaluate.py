@@ -6,11 +6,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
-from xrlhf.engine.build import build_dataset, build_model, build_tokenizer
+from xrlhf.engine.build import build_eval_loader, build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
-from xrlhf.errors import ConfigError
+from xrlhf.errors import ConfigError, ModelError
 from xrlhf.evaluation.batches import evaluate_batches
 from xrlhf.models.loading import backbone_from_pretrained
 from xrlhf.models.reward_model import RewardModel
@@ -29,6 +28,7 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     Raises:
         ConfigError: The recipe has no validation set.
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
+        ModelError: The recipe's model gives no scores.
     """
     if not recipe.get("val_dataloader"):
         raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
@@ -39,10 +39,10 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     else:
         state = load_checkpoint(Path(checkpoint))
         built = build_model(recipe, tokenizer)
-        assert isinstance(built, RewardModel)
+        if not isinstance(built, RewardModel):
+            raise ModelError(f"the recipe's model is a {type(built).__name__}: only reward models can be tested so far")
         model = built
         load_strictly(model, state["state_dict"], model.checkpoint_names(), checkpoint)
-    dataset = build_dataset(recipe, "val_dataloader", tokenizer)
-    loader = EvalLoader(dataset, token_budget=recipe.val_dataloader.token_budget)
+    loader = build_eval_loader(recipe, tokenizer)
     model = model.to(device.torch_device).eval()
-    return evaluate_batches(model, loader, device).compute(dataset.names)
+    return evaluate_batches(model, loader, device).compute(loader.dataset.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from xrlhf.devices import Device
@@ -18,8 +20,10 @@ __all__ = [
     "LAUNCHERS",
     "Ranks",
     "leave_process_group",
+    "num_processes_asked_for",
     "ranks_from_environment",
     "relaunch_command",
+    "run_processes",
     "start_process_group",
 ]
 
@@ -56,9 +60,9 @@ def relaunch_command(arguments: Sequence[str], environment: Mapping[str, str] | 
         LaunchError: A number that is none, or several nodes without an address.
     """
     env = os.environ if environment is None else environment
-    if "NPROC_PER_NODE" not in env or "RANK" in env:
+    if not num_processes_asked_for(env):
         return None
-    processes, nodes = _number(env, "NPROC_PER_NODE"), _number(env, "NNODES", 1)
+    processes, nodes = _number(env, "NPROC_PER_NODE", least=1), _number(env, "NNODES", 1, least=1)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     if nodes > 1:
         if "ADDR" not in env:
@@ -76,6 +80,52 @@ def relaunch_command(arguments: Sequence[str], environment: Mapping[str, str] | 
     return [*command, "-m", "xrlhf.cli.main", *arguments, "--launcher", "pytorch"]
 
 
+def num_processes_asked_for(environment: Mapping[str, str] | None = None) -> int:
+    """How many processes, over all machines, ``NPROC_PER_NODE`` asks this one to help start; 0 if it asks for none.
+
+    Raises:
+        LaunchError: A number that is none, or below 1.
+    """
+    env = os.environ if environment is None else environment
+    if "NPROC_PER_NODE" not in env or "RANK" in env:
+        return 0
+    return _number(env, "NPROC_PER_NODE", least=1) * _number(env, "NNODES", 1, least=1)
+
+
+def run_processes(command: Sequence[str]) -> int:
+    """Run what :func:`relaunch_command` returned until all its processes have ended.
+
+    torchrun's part is played by this process itself, so that stopping it stops them all, and so that its account of
+    a failure, a traceback of its own, does not bury theirs.
+
+    Returns:
+        0 if all succeeded; else the status of the process that failed first, or 1 if a signal ended it; 128 plus the
+        signal if this process was told to stop.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = torchrun.parse_args(list(command[3:]))
+    # torchrun would give every process one thread, which idles most of a CPU.
+    threads = max(1, _num_cpus() // int(arguments.nproc_per_node))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            print(f"process {rank} ended with status {failure.exitcode}; all were stopped", file=sys.stderr)
+            return int(failure.exitcode)
+        print(f"process {rank} was ended by {failure.signal_name()}; all were stopped", file=sys.stderr)
+        return 1
+    except SignalException as error:
+        print(f"stopped by {error.sigval.name}, and all processes with it", file=sys.stderr)
+        return 128 + int(error.sigval)
+    return 0
+
+
 def ranks_from_environment(launcher: str, environment: Mapping[str, str] | None = None) -> Ranks:
     """Read this process's place from what the launcher set.
 
@@ -84,7 +134,7 @@ def ranks_from_environment(launcher: str, environment: Mapping[str, str] | None 
         environment: The process's own if None.
 
     Raises:
-        LaunchError: An unknown launcher, or its variables are missing or wrong.
+        LaunchError: An unknown launcher, its variables are missing or wrong, or there is one and it is not named.
     """
     env = os.environ if environment is None else environment
     names = {
@@ -93,6 +143,11 @@ def ranks_from_environment(launcher: str, environment: Mapping[str, str] | None 
         "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     }
     if launcher == "none":
+        if "RANK" in env and _number(env, "WORLD_SIZE", 1) > 1:
+            raise LaunchError(
+                f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} say that this is one of several processes, "
+                "and every one would train by itself: add --launcher pytorch, or unset RANK"
+            )
         return Ranks()
     if launcher not in names:
         raise LaunchError(f"unknown launcher {launcher!r}: choose one of {', '.join(LAUNCHERS)}")
@@ -101,6 +156,9 @@ def ranks_from_environment(launcher: str, environment: Mapping[str, str] | None 
         how = {"pytorch": "torchrun, or set NPROC_PER_NODE", "slurm": "srun", "mpi": "mpirun"}[launcher]
         raise LaunchError(f"--launcher {launcher} but {', '.join(missing)} not set: start the run with {how}")
     rank, world_size, local_rank = (_number(env, name) for name in names[launcher])
+    if not 0 <= rank < world_size or local_rank < 0:
+        given = ", ".join(f"{name}={env[name]}" for name in names[launcher])
+        raise LaunchError(f"{given} make no sense: ranks count from 0 and stay below the number of processes")
     return Ranks(rank, world_size, local_rank, launcher)
 
 
@@ -116,6 +174,9 @@ def start_process_group(device: Device, ranks: Ranks, timeout_seconds: float = 1
     if not ranks.is_distributed:
         return
     os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(ranks.local_rank))
+    # Left unset, mmengine would set them to 1 with a warning for each process.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(torch.get_num_threads()))
     os.environ.setdefault("MASTER_ADDR", _master_address(ranks.launcher))
     os.environ.setdefault("MASTER_PORT", str(_DEFAULT_PORT))
     try:
@@ -151,10 +212,17 @@ def _master_address(launcher: str) -> str:
         ) from error
 
 
-def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None, least: int | None = None) -> int:
     if name not in env and default is not None:
         return default
     try:
-        return int(env[name])
+        number = int(env[name])
     except ValueError as error:
         raise LaunchError(f"{name} must be a whole number, got {env[name]!r}") from error
+    if least is not None and number < least:
+        raise LaunchError(f"{name} must be at least {least}, got {number}")
+    return number

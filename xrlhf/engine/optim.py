@@ -64,12 +64,15 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
     groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
+    max_grad_norm = config.get("max_grad_norm")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"optim_wrapper.max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm}")
     options = {**config["optimizer"], "params": groups}
     try:
         optimizer = OPTIMIZERS.build(options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"optim_wrapper.optimizer: {error}") from error
-    return StepOptimWrapper(optimizer, config.get("max_grad_norm"))
+    return StepOptimWrapper(optimizer, max_grad_norm)
 
 
 def build_param_schedulers(
@@ -80,13 +83,14 @@ def build_param_schedulers(
     ``begin`` and ``end`` may be whole numbers of steps, or floats from 0.0 to 1.0: shares of the run.
 
     Raises:
-        ConfigError: A share outside 0 to 1, or an option the schedule does not have.
+        ConfigError: A share outside 0 to 1, an end before the beginning, or an option the schedule does not have.
     """
     if configs is None:
         return []
     schedulers = []
     for number, config in enumerate([configs] if isinstance(configs, Mapping) else configs):
         options = {"begin": 0, "end": max_steps, **config, "by_epoch": False}
+        asked = f"begin={options['begin']}, end={options['end']}"
         for name in ("begin", "end"):
             if isinstance(options[name], float):
                 if not 0.0 <= options[name] <= 1.0:
@@ -95,11 +99,13 @@ def build_param_schedulers(
                         "or a whole number of steps"
                     )
                 options[name] = round(options[name] * max_steps)
-        if options["begin"] >= options["end"]:
+        if options["begin"] > options["end"]:
+            raise ConfigError(f"param_scheduler[{number}] ends before it begins: {asked} in a run of {max_steps} steps")
+        if options["begin"] == options["end"]:
             # A share too small for one step (warm-up in a very short run) leaves nothing to schedule.
             continue
         try:
             schedulers.append(PARAM_SCHEDULERS.build({**options, "optimizer": optim_wrapper}))
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, KeyError, AssertionError) as error:
             raise ConfigError(f"param_scheduler[{number}]: {error}") from error
     return schedulers

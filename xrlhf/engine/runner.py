@@ -10,7 +10,7 @@ from mmengine.runner import FlexibleRunner
 from torch import nn
 
 from xrlhf.config.dump import dump_recipe, recipe_text
-from xrlhf.engine.checkpoint import CheckpointFile, newest_valid
+from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_valid
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
@@ -46,6 +46,7 @@ class GroupRunner(FlexibleRunner):
         self.optim_wrapper = self.strategy.optim_wrapper
         self.param_schedulers = self.strategy.param_schedulers
         self.load_or_resume()
+        self._log_run()
         self.call_hook("before_run")
         model = self.train_loop.run()
         self.call_hook("after_run")
@@ -61,25 +62,29 @@ class GroupRunner(FlexibleRunner):
         """
         work_dir = Path(self.work_dir)
         if isinstance(self._resume, str) and self._resume != "auto":
-            self._resume_from(Path(self._resume))
+            self._resume_from(Path(self._resume), check=True)
+            self._warn_of_later_ones(work_dir)
         elif self._resume:
             # The first process looks, so that all of them go on from the same step.
             found: list[CheckpointFile | None] = self.strategy.gather_objects(
                 newest_valid(work_dir) if self.rank == 0 else None
             )
             if found[0] is not None:
-                self._resume_from(found[0].path)
+                self._resume_from(found[0].path, check=False)
             else:
                 logger.info("no checkpoint in %s: starting from the beginning", work_dir)
         if self._load_from is not None and not self.train_loop.iter:
             self.strategy.load_checkpoint(self._load_from)
             logger.info("loaded the weights of %s", self._load_from)
 
-    def _resume_from(self, path: Path) -> None:
-        checkpoint = self.strategy.resume(str(path))
+    def _resume_from(self, path: Path, *, check: bool) -> None:
+        checkpoint = self.strategy.resume(str(path), check=check)
         meta = checkpoint["meta"]
         loop: GroupTrainLoop = self.train_loop
-        for name, now in self._data_order().items():
+        order = self._data_order()
+        if missing := [name for name in ("step", *order) if name not in meta]:
+            raise CheckpointError(f"{path} does not say its {missing[0]}: it can serve --load-from only")
+        for name, now in order.items():
             if meta[name] != now:
                 raise CheckpointError(
                     f"{path} was trained with {name}={meta[name]} and the recipe says {now}: the same data order "
@@ -87,6 +92,39 @@ class GroupRunner(FlexibleRunner):
                 )
         loop.resume_at(meta["step"])
         logger.info("resumed from %s at step %d of %d", path, meta["step"], loop.max_iters)
+        if meta["world_size"] != self.world_size:
+            logger.info(
+                "saved by %d process(es), goes on with %d: the same groups every step, other dropout",
+                meta["world_size"],
+                self.world_size,
+            )
+
+    def _warn_of_later_ones(self, work_dir: Path) -> None:
+        step = self.train_loop.iter
+        later = [item.path.name for item in find_checkpoints(work_dir) if item.step > step]
+        if later:
+            logger.warning(
+                "%s holds %s from beyond step %d, which a plain --resume will prefer to what this run saves before "
+                "that step: move it away, or choose another --work-dir",
+                work_dir,
+                ", ".join(later[:3]),
+                step,
+            )
+
+    def _log_run(self) -> None:
+        loop: GroupTrainLoop = self.train_loop
+        sizes = [(p.numel(), p.requires_grad) for p in self.strategy.module.parameters()]
+        logger.info(
+            "%s parameters, %s of them trained; %s steps of %d groups, %s groups in the data; files go to %s",
+            f"{sum(size for size, _ in sizes):,}",
+            f"{sum(size for size, is_trained in sizes if is_trained):,}",
+            f"{loop.max_iters:,}",
+            loop.dataloader.groups_per_step,
+            f"{len(loop.dataloader.dataset):,}",
+            self.work_dir,
+        )
+        if loop.iter >= loop.max_iters:
+            logger.info("all %d steps are done already: nothing is left to train", loop.max_iters)
 
     def _data_order(self) -> dict[str, Any]:
         """What decides which groups a step holds, beside the step's number."""
@@ -94,7 +132,10 @@ class GroupRunner(FlexibleRunner):
         return {
             "seed": self.seed,
             "groups_per_step": loader.groups_per_step,
+            "shuffle": loader.stream.shuffle,
             "dataset_sizes": list(loader.dataset.sizes),
+            "dataset_weights": list(loader.dataset.weights),
+            "dataset_tokens": int(loader.dataset.num_tokens().sum()),
         }
 
     def save_training_state(self, path: Path, step: int) -> None:
@@ -105,10 +146,14 @@ class GroupRunner(FlexibleRunner):
         logger.info("saved %s", path)
 
     def dump_config(self) -> None:
-        """Write the resolved recipe into the run's directory."""
-        if self.rank == 0:
-            name = Path(self.cfg.filename).name if self.cfg.filename else f"{self.timestamp}.py"
-            dump_recipe(self.cfg, Path(self.work_dir) / name)
+        """Write the resolved recipe into the run's directory; a recipe that lies there itself is not overwritten."""
+        if self.rank != 0:
+            return
+        source = Path(self.cfg.filename) if self.cfg.filename else Path(f"{self.timestamp}.py")
+        target = Path(self.work_dir) / source.name
+        if target.resolve() == source.resolve():
+            target = target.with_name(f"{source.stem}_resolved.py")
+        dump_recipe(self.cfg, target)
 
     def _log_env(self) -> None:
         join_loggers(self.strategy.logger)

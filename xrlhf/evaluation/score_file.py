@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ def score_file(scorer: Scorer, data: Path, out: Path, *, skip_bad: bool = False)
         DataError: A row cannot be scored; the message names its place and reason, and nothing is written.
     """
     source = open_source(str(data))
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: name a file to write")
     summary = ScoreSummary()
-    aside = out.with_name(out.name + ".tmp")
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("w", encoding="utf-8") as file, progress_bar("score", source.num_rows_hint(), "row") as bar:
@@ -57,7 +60,8 @@ def score_file(scorer: Scorer, data: Path, out: Path, *, skip_bad: bool = False)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
     return summary
 
 
@@ -87,8 +91,26 @@ def _write(file: Any, raw: RawRow, result: list[float] | RowError, summary: Scor
         if not skip_bad:
             raise DataError(f"{raw.location}: {result.detail} (--skip-bad writes such rows without a score)")
         summary.num_bad += 1
+        # Scores of an earlier run must not pass for this one's.
+        row.pop("score", None)
+        row.pop("scores", None)
         row["error"] = str(result)
     else:
         summary.num_scores += len(result)
         row.update({"score": result[0]} if is_single(row) else {"scores": result})
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.write(_json_line(row) + "\n")
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    """A row as JSON; what JSON has no type for, such as a date of a Parquet file, becomes text."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    # Half a surrogate pair in a column that is passed through has no UTF-8.
+    return line if line.isascii() or _is_utf8(line) else json.dumps(row, default=str)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

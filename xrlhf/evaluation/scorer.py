@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from xrlhf.data.encoding import GroupEncoder, Truncation
 from xrlhf.data.packing import pack
@@ -14,8 +14,9 @@ from xrlhf.data.plan import plan_whole_set
 from xrlhf.data.reasons import RowError
 from xrlhf.devices import Device, find_device
 from xrlhf.errors import ModelError
-from xrlhf.models.loading import backbone_from_pretrained
+from xrlhf.models.loading import backbone_from_pretrained, check_vocabulary
 from xrlhf.models.reward_model import RewardModel
+from xrlhf.models.tokenizer import read_tokenizer
 from xrlhf.structures import Group, TokenizedGroup
 
 __all__ = ["Scorer"]
@@ -33,6 +34,9 @@ class Scorer:
         max_length: Most tokens of one conversation; the model's own limit if None.
         truncation: What to do with longer ones; ``"drop"`` refuses them.
         token_budget: Most tokens of one forward pass.
+
+    Raises:
+        ModelError: ``max_length`` is more than the model can read.
     """
 
     def __init__(
@@ -48,8 +52,12 @@ class Scorer:
         self.model = model
         self.device = device
         self.token_budget = token_budget
-        limit = getattr(model.hf_model.config, "max_position_embeddings", None) or _NO_LIMIT
-        self.encoder = GroupEncoder(tokenizer, max_length=max_length or limit, truncation=truncation)
+        limit = model.max_conversation_length
+        if max_length is None:
+            max_length = limit or _NO_LIMIT
+        elif limit is not None and max_length > limit:
+            raise ModelError(f"max_length is {max_length}, but the model reads at most {limit} tokens")
+        self.encoder = GroupEncoder(tokenizer, max_length=max_length, truncation=truncation)
 
     @classmethod
     def from_pretrained(
@@ -68,13 +76,12 @@ class Scorer:
         Raises:
             ModelError: Nothing loadable there, or the model has no score head of its own.
         """
-        if Path(path).suffix == ".pth":
-            raise ModelError(f"{path} is a checkpoint: convert it with 'xrlhf convert pth_to_hf' first")
         if device is None:
             device = find_device()
             device.set_device(0)
         backbone = backbone_from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, require_head=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(path, trust_remote_code=trust_remote_code)
+        check_vocabulary(backbone, tokenizer)
         model = RewardModel(backbone).to(device.torch_device).eval()
         return cls(model, tokenizer, device, max_length=max_length, truncation=truncation, token_budget=token_budget)
 
@@ -91,13 +98,15 @@ class Scorer:
         usable = [(i, item) for i, item in enumerate(encoded) if isinstance(item, TokenizedGroup)]
         if not usable:
             return results
-        lengths = torch.tensor([item.num_tokens for _, item in usable]).numpy()
+        lengths = np.array([item.num_tokens for _, item in usable])
         for members in plan_whole_set(lengths, world_size=1, token_budget=self.token_budget)[0]:
             batch = pack([usable[int(m)][1] for m in members]).to(self.device.torch_device)
             with torch.inference_mode():
                 scores = self.model.score(batch).cpu()
             if not bool(scores.isfinite().all()):
-                raise ModelError("the model gives scores that are not finite: its weights are damaged")
+                raise ModelError(
+                    "the model gives scores that are not finite: its weights are damaged, or too large for its dtype"
+                )
             for row, member in zip(scores.tolist(), members, strict=True):
                 index, group = usable[int(member)]
                 results[index] = row[: len(group.response_ids)]

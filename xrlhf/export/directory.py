@@ -11,7 +11,17 @@ from pathlib import Path
 
 from xrlhf.errors import UserError
 
-__all__ = ["new_directory"]
+__all__ = ["check_new_directory", "new_directory"]
+
+
+def check_new_directory(path: Path) -> None:
+    """Refuse a place where something stands already, before any work is done for it.
+
+    Raises:
+        UserError: ``path`` exists and is not an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty: choose another directory, or remove it")
 
 
 @contextmanager
@@ -24,8 +34,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         UserError: ``path`` exists and is not an empty folder, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is not empty: choose another directory, or remove it")
+    check_new_directory(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
-from xrlhf.errors import ModelError
-from xrlhf.export.directory import new_directory
+from xrlhf.errors import ModelError, UserError
+from xrlhf.export.directory import check_new_directory, new_directory
 from xrlhf.models.loading import torch_dtype
+from xrlhf.models.location import error_line
 from xrlhf.models.reward_model import RewardModel
 
 __all__ = ["export_checkpoint", "save_reward_model"]
@@ -39,13 +43,14 @@ def export_checkpoint(
         UserError: ``out`` is not empty.
     """
     torch_dtype(dtype)
+    check_new_directory(out)
     state = load_checkpoint(checkpoint)
     tokenizer = build_tokenizer(recipe)
     model = build_model(recipe, tokenizer)
     if not isinstance(model, RewardModel):
         raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
-    save_reward_model(model, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    _write(_merged(model), tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def save_reward_model(
@@ -60,48 +65,127 @@ def save_reward_model(
 
     ``config.json`` says ``num_labels`` 1 and ``problem_type`` regression (so that pipelines and servers return raw
     scores) and names a pad token that is not the end token; keys that older readers look for stand beside the new
-    ones. The chat template is inside ``tokenizer_config.json``.
+    ones. The chat template is inside ``tokenizer_config.json``. The model can be trained on afterwards: its weights,
+    adapters and attention stay as they are.
+
+    Args:
+        model: The reward model; adapters are merged in a copy, so one with adapters is held twice for a while.
+        tokenizer: The tokenizer it was trained with.
+        out: A directory that does not exist yet, or is empty.
+        dtype: Type of the saved weights.
+        max_shard_size: Largest file, such as ``"5GB"``.
 
     Raises:
         ModelError: The tokenizer has no pad token of its own, or the model's adapters cannot be merged.
         UserError: ``out`` is not empty or cannot be written.
     """
+    check_new_directory(out)
+    merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
+    _write(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def _merged(model: RewardModel) -> PreTrainedModel:
+    """The model with its adapters in its weights; ``model`` is used up."""
+    if not model.uses_lora:
+        return model.hf_model
+    try:
+        return model.backbone.merge_and_unload()  # type: ignore[operator]
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"the adapters cannot be merged into the model: {error_line(error)}") from error
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str, max_shard_size: str
+) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError("the tokenizer needs a pad token that is not its end token: see prepare_tokenizer")
-    merged: PreTrainedModel = model.backbone.merge_and_unload() if model.uses_lora else model.hf_model  # type: ignore[operator,assignment]
-    merged = merged.to(torch_dtype(dtype))  # type: ignore[arg-type]
-    config = merged.config
+    config = model.config
     config.num_labels = 1
     config.problem_type = "regression"
     config.pad_token_id = tokenizer.pad_token_id
-    config.architectures = [type(merged).__name__]
-    # The packed attention is xrlhf's own; whoever loads the export chooses for itself.
-    merged.set_attn_implementation("eager" if not getattr(merged, "_supports_sdpa", True) else "sdpa")
+    wanted = torch_dtype(dtype)
+    state = {
+        name: value.detach().to(wanted) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     with new_directory(out) as aside:
-        merged.save_pretrained(aside, max_shard_size=max_shard_size)
+        try:
+            model.save_pretrained(aside, state_dict=state, max_shard_size=max_shard_size)
+        except SafetensorError as error:
+            raise UserError(f"{out} could not be written: {error_line(error)}") from error
         tokenizer.save_pretrained(aside, save_jinja_files=False)
         _edit_json(aside / "config.json", lambda values: _with_older_keys(values, dtype))
-        _edit_json(aside / "tokenizer_config.json", _with_older_tokenizer_keys)
-    logger.info("wrote %s to %s", type(merged).__name__, out)
+        _edit_json(aside / "tokenizer_config.json", lambda values: _with_older_tokenizer_keys(values, tokenizer))
+        _check_tokenizer(aside, tokenizer, config.model_type)
+    logger.info("wrote %s to %s", type(model).__name__, out)
+
+
+def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
+    """Warn where ``AutoTokenizer`` reads other ids from the export than training did."""
+    if getattr(tokenizer, "_auto_map", None):
+        # Loading it again would ask whether its code may run.
+        return
+    text = "An 'odd' text: 3 x 12.5 = 37.5 Ünïcode\n\nlines,  blanks"
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[assignment]
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    if reloaded(text)["input_ids"] != tokenizer(text)["input_ids"]:
+        # Seen with transformers 5.23: it takes the tokenizer class of some model types from a table of its own.
+        logger.warning(
+            "AutoTokenizer takes the exported tokenizer for a %s, because the model is a %s, and would give other ids "
+            "than training: load it with PreTrainedTokenizerFast.from_pretrained, as xrlhf does",
+            type(reloaded).__name__,
+            model_type,
+        )
 
 
 def _with_older_keys(values: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Keys that transformers 4 reads, beside those that 5 writes."""
+    """``config.json`` with the type that was saved, and keys that transformers 4 reads beside those that 5 writes."""
     older: dict[str, Any] = {"torch_dtype": dtype}
-    rope = values.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
+    rope = values.get("rope_parameters") or {}
+    # Gemma 3 has one set of rope parameters for each kind of layer.
+    if isinstance(local := rope.get("sliding_attention"), dict) and "rope_theta" in local:
+        older["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope.get("full_attention") or {}
+    if "rope_theta" in rope:
         older["rope_theta"] = rope["rope_theta"]
+        fraction = rope.get("partial_rotary_factor")
+        if fraction is not None:
+            older["partial_rotary_factor"] = fraction
+        if values.get("model_type") == "gpt_neox":
+            older |= {"rotary_emb_base": rope["rope_theta"], "rotary_pct": 1.0 if fraction is None else fraction}
         scaled = rope.get("rope_type", "default") != "default"
-        older["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"} if scaled else None
-    return {**values, **{key: value for key, value in older.items() if key not in values}}
+        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        older["rope_scaling"] = scaling if scaled else None
+    return {**older, **values, "dtype": dtype}
 
 
-def _with_older_tokenizer_keys(values: dict[str, Any]) -> dict[str, Any]:
-    if values.get("tokenizer_class") == "TokenizersBackend":
-        return {**values, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return values
+def _with_older_tokenizer_keys(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """``tokenizer_config.json`` with all that training relied on spelt out, in names that transformers 4 knows too."""
+    edited = {
+        **values,
+        # Some tokenizer classes have other defaults, and transformers 4 gives these flags the last word on BOS.
+        "add_bos_token": _begins_with(tokenizer, tokenizer.bos_token_id),
+        "add_eos_token": _ends_with(tokenizer, tokenizer.eos_token_id),
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+    }
+    if edited.get("tokenizer_class") == "TokenizersBackend":
+        edited["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(edited.get("extra_special_tokens"), list):
+        edited["additional_special_tokens"] = edited.pop("extra_special_tokens")
+    return edited
 
 
-def _edit_json(path: Path, edit: Any) -> None:
+def _begins_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
+    return token_id is not None and tokenizer("x")["input_ids"][0] == token_id
+
+
+def _ends_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
+    return token_id is not None and tokenizer("x")["input_ids"][-1] == token_id
+
+
+def _edit_json(path: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(edit(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

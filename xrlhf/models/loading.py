@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import logging
-import re
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from xrlhf.errors import ModelError
+from xrlhf.models.location import error_line, pretrained_location
 from xrlhf.registry import MODELS
 
-__all__ = ["backbone_from_config", "backbone_from_pretrained", "fit_embeddings", "score_head", "torch_dtype"]
+__all__ = [
+    "backbone_from_config",
+    "backbone_from_pretrained",
+    "check_vocabulary",
+    "disable_dropout",
+    "embedding_weight",
+    "fit_embeddings",
+    "score_head",
+    "torch_dtype",
+]
 
 logger = logging.getLogger("xrlhf")
 
 _HEAD_NAMES = ("score", "classifier")
+_DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def torch_dtype(name: str | torch.dtype) -> torch.dtype:
@@ -30,7 +49,7 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
         return name
     if name not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype must be 'float32', 'bfloat16' or 'float16', got {name!r}")
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 @MODELS.register_module()
@@ -59,28 +78,41 @@ def backbone_from_pretrained(
     Raises:
         ModelError: Nothing loadable, an architecture without a score head, a head of another size, weights missing.
     """
+    _check_head_init(head_init)
+    weights_dtype = torch_dtype(dtype)
+    location = pretrained_location(path, "model")
+    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+        adapter = (Path(location) / "adapter_config.json").is_file()
+        found = "a LoRA adapter: merge it into its base model first" if adapter else "no config.json"
+        raise ModelError(f"no model could be loaded from {path!r}: it holds {found}")
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
+            location,
             num_labels=1,
-            dtype=torch_dtype(dtype),
+            dtype=weights_dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except ModelError:
-        raise
     except Exception as error:
-        raise ModelError(f"no model could be loaded from {path!r}: {_first_line(error)}") from error
+        raise ModelError(f"no model could be loaded from {path!r}: {error_line(error)}") from error
     head_name, head = score_head(model)
-    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())]
     missing = {str(key) for key in info["missing_keys"]}
-    others = sorted(key for key in {*missing, *mismatched} if not key.startswith(head_name))
-    if others:
-        raise ModelError(f"{path!r} lacks {len(others)} weights of {type(model).__name__}, such as {others[0]!r}")
+    mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}
+    if others := sorted(key for key in missing - mismatched if not _is_of(head_name, key)):
+        raise ModelError(
+            f"{path!r} lacks {len(others)} of the weights of {type(model).__name__}, such as {others[0]!r}"
+        )
+    if others := sorted(key for key in mismatched if not _is_of(head_name, key)):
+        raise ModelError(
+            f"{path!r} has {len(others)} weights of another shape than its config.json says, such as {others[0]!r}"
+        )
     if mismatched:
-        raise ModelError(f"{path!r} has a {head_name} head that does not give one score: export it with num_labels=1")
-    if any(key.startswith(head_name) for key in missing):
+        raise ModelError(
+            f"{path!r} has a {head_name} head that does not give one score: a reward model has num_labels=1"
+        )
+    if any(_is_of(head_name, key) for key in missing):
         if require_head:
             raise ModelError(f"{path!r} holds no {head_name} head: it is a language model, not a reward model")
         _init_head(head, head_init)
@@ -103,17 +135,37 @@ def backbone_from_config(
     Raises:
         ModelError: An unknown type, field or value.
     """
+    _check_head_init(head_init)
+    weights_dtype = torch_dtype(dtype)
+    if config.pop("num_labels", 1) != 1:
+        raise ModelError("a reward model gives one score: leave num_labels out")
     try:
         built = AutoConfig.for_model(model_type, num_labels=1, **config)
-        model = AutoModelForSequenceClassification.from_config(built, dtype=torch_dtype(dtype))
-    except ModelError:
-        raise
     except Exception as error:
-        raise ModelError(f"no {model_type!r} model could be made from its config: {_first_line(error)}") from error
+        raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
+    _check_fields(built, config)
+    try:
+        model = AutoModelForSequenceClassification.from_config(built, dtype=weights_dtype)
+    except Exception as error:
+        raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
     _, head = score_head(model)
     _init_head(head, head_init)
     head.float()
     return model
+
+
+def _check_fields(built: PreTrainedConfig, given: dict[str, Any]) -> None:
+    """Refuse fields that the config keeps but no model reads: transformers takes any name without a word."""
+    if not dataclasses.is_dataclass(built):
+        return
+    known = {field.name for field in dataclasses.fields(built)} | set(built.attribute_map)
+    taken_over = set(getattr(built, "rope_parameters", None) or ())
+    for name in given:
+        # Older names, such as rope_theta, move into a field; most of them leave no attribute of their own.
+        if name not in known | taken_over and name in vars(built):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ModelError(f"a {built.model_type!r} config has no field {name!r}{hint}")
 
 
 def score_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
@@ -132,9 +184,39 @@ def score_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     )
 
 
-def _init_head(head: nn.Linear, how: str) -> None:
+def disable_dropout(model: nn.Module) -> None:
+    """Switch every random element of a model off, in place, and leave its config as it is.
+
+    Packed training relies on a step's gradient being a function of its groups alone; dropout would also make scores
+    in training and in serving differ, and reward models are commonly trained without it.
+
+    Args:
+        model: A model before adapters are added, so that their own dropout stays as asked for.
+    """
+    switched = set()
+    for module in model.modules():
+        names = [name for name in vars(module) if "drop" in name or "jitter" in name]
+        if isinstance(module, _DROPOUT_LAYERS):
+            names.append("p")
+        for name in names:
+            value = getattr(module, name)
+            if isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                switched.add(f"{type(module).__name__}.{name}")
+    if switched:
+        logger.info("dropout is off in %s: %s", type(model).__name__, ", ".join(sorted(switched)))
+
+
+def _is_of(head_name: str, key: str) -> bool:
+    return key.split(".")[0] == head_name
+
+
+def _check_head_init(how: str) -> None:
     if how not in ("zero", "normal"):
         raise ModelError(f"head_init must be 'zero' or 'normal', got {how!r}")
+
+
+def _init_head(head: nn.Linear, how: str) -> None:
     with torch.no_grad():
         if how == "zero":
             head.weight.zero_()
@@ -144,33 +226,46 @@ def _init_head(head: nn.Linear, how: str) -> None:
             head.bias.zero_()
 
 
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """(vocabulary, H): the input embeddings of a model."""
+    return cast(Tensor, model.get_input_embeddings().weight)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids the model has no row for, save those of tokens that the project itself added.
+
+    Raises:
+        ModelError: They do not belong together.
+    """
+    rows = len(embedding_weight(model))
+    new_tokens = set(getattr(tokenizer, "xrlhf_new_tokens", []))
+    largest = max(index for token, index in tokenizer.get_vocab().items() if token not in new_tokens)
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {largest} but the model embeds only {rows} tokens: "
+            "use the tokenizer that belongs to this model"
+        )
+
+
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the model a row for every token the project itself added, and the tokenizer's special ids.
+
+    A new row is the mean of the rows there were.
 
     Raises:
         ModelError: The tokenizer is larger than the model for any other reason: they do not belong together.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    new_tokens = list(getattr(tokenizer, "xrlhf_new_tokens", []))
+    check_vocabulary(model, tokenizer)
+    rows = len(embedding_weight(model))
     largest = max(tokenizer.get_vocab().values())
-    known = largest - len(new_tokens) if new_tokens else largest
-    if known >= rows:
-        raise ModelError(
-            f"the tokenizer has ids up to {known} but the model embeds only {rows} tokens: "
-            "use the tokenizer that belongs to this model"
-        )
     if largest >= rows:
         model.resize_token_embeddings(largest + 1, mean_resizing=False)
         with torch.no_grad():
-            weight = model.get_input_embeddings().weight
+            weight = embedding_weight(model)
             weight[rows:] = weight[:rows].mean(dim=0)
-        logger.info("grew the embeddings from %d to %d rows for %s", rows, largest + 1, ", ".join(new_tokens))
+        new_tokens = ", ".join(tokenizer.xrlhf_new_tokens)
+        logger.info("grew the embeddings from %d to %d rows for %s", rows, largest + 1, new_tokens)
     model.config.pad_token_id = tokenizer.pad_token_id
     for name in ("bos_token_id", "eos_token_id"):
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in re.split(r"\n+", str(error).strip()) if line]
-    return lines[0] if lines else type(error).__name__

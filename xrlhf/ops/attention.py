@@ -33,35 +33,42 @@ def segment_attention(
         scaling: Factor on the scores before the softmax; 1/sqrt(D) if None.
 
     Returns:
-        (1, T, heads, D).
+        (1, T, heads, D of the values).
 
     Raises:
-        ValueError: The layout does not cover the row, or there is more than one row.
+        ValueError: The layout does not cover the row, a context is no earlier segment, or there is more than one row.
     """
-    if query.shape[0] != 1 or query.shape[2] != segments.num_tokens:
+    if query.shape[0] != 1 or query.shape[2] != segments.num_tokens or key.shape[2] != segments.num_tokens:
         raise ValueError(
-            f"segments cover {segments.num_tokens} tokens of one row, got {query.shape[2]} tokens in"
-            f" {query.shape[0]} rows"
+            f"segments cover {segments.num_tokens} tokens of one row, got {query.shape[2]} queries and"
+            f" {key.shape[2]} keys in {query.shape[0]} rows"
         )
     grouped = query.shape[1] != key.shape[1]
-    sizes = [stop - start for start, stop in zip(segments.start, segments.stop, strict=True)]
+    bounds = list(zip(segments.start, segments.stop, strict=True))
+    sizes = [stop - start for start, stop in bounds]
     # One split and one concatenation: slicing per segment would cost a row-sized gradient for every slice.
     queries, keys, values = query.split(sizes, dim=2), key.split(sizes, dim=2), value.split(sizes, dim=2)
+    contexts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     outputs: list[Tensor] = []
-    context: tuple[Tensor, Tensor] | None = None
     for s, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        own = segments.context_start[s] == segments.context_stop[s]
-        if own:
-            context = (k, v)
+        seen = (segments.context_start[s], segments.context_stop[s])
+        if seen[0] == seen[1]:
+            contexts[bounds[s]] = (k, v)
             out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        else:
-            assert context is not None
-            size, before = q.shape[2], context[0].shape[2]
+        elif seen in contexts:
+            context_keys, context_values = contexts[seen]
+            size, before = q.shape[2], context_keys.shape[2]
             mask = torch.ones(size, before + size, dtype=torch.bool, device=q.device).tril(before)
-            keys_seen, values_seen = torch.cat([context[0], k], dim=2), torch.cat([context[1], v], dim=2)
             out = scaled_dot_product_attention(
-                q, keys_seen, values_seen, attn_mask=mask, scale=scaling, enable_gqa=grouped
+                q,
+                torch.cat([context_keys, k], dim=2),
+                torch.cat([context_values, v], dim=2),
+                attn_mask=mask,
+                scale=scaling,
+                enable_gqa=grouped,
             )
+        else:
+            raise ValueError(f"segment {s} has the context {seen[0]}:{seen[1]}, which is no earlier prompt")
         outputs.append(out)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
@@ -78,16 +85,30 @@ def _registered_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    segment_calls: list[str] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What ``transformers`` calls: refuses whatever the segment function does not compute."""
+    """What ``transformers`` calls: refuses whatever the segment function does not compute.
+
+    ``segment_calls`` collects the name of every module that comes here, for whoever must know that all layers do.
+    """
+    if segment_calls is not None:
+        segment_calls.append(type(module).__name__)
     if segments is None:
         raise ModelError("segment attention needs packed batches: call the model through xrlhf, or set 'sdpa' on it")
     if dropout:
-        raise ModelError("attention dropout is not supported with packed batches: set attention_dropout=0")
-    if softcap is not None or s_aux is not None:
-        what = "soft-capped scores" if softcap is not None else "attention sinks"
-        raise ModelError(f"{type(module).__name__} needs {what}, which packed attention does not compute")
+        raise ModelError(
+            f"{type(module).__name__} drops {dropout:g} of its attention, which packed attention does not: "
+            "set its attention dropout to 0"
+        )
+    if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
+        raise ModelError(f"{type(module).__name__} also attends to later tokens: packed attention needs a causal model")
+    unsupported = {"soft-capped scores": softcap, "attention sinks": s_aux, "position biases": position_bias}
+    for what, given in unsupported.items():
+        if given is not None:
+            raise ModelError(f"{type(module).__name__} needs {what}, which packed attention does not compute")
     if sliding_window is not None and longest_conversation(segments) > sliding_window:
         raise ModelError(
             f"{type(module).__name__} attends within a window of {sliding_window} tokens and a conversation has "

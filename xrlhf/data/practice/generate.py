@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from xrlhf.data.practice import phrases
 from xrlhf.data.practice.rule import score_answer
-from xrlhf.data.practice.world import FACTS, PLACES, TOWN, UNKNOWN_PLACES
+from xrlhf.data.practice.world import TOPICS, UNKNOWN_TOPICS
 from xrlhf.errors import ConfigError
 from xrlhf.structures import Group, Message
 
@@ -34,8 +34,8 @@ __all__ = [
 PARTS: Final = ("train", "held_out")
 MAX_RESPONSES: Final = 6
 
-_ASPECTS: Final = ("opens", "street", "fame")
-_MIN_GAP: Final = 1.0
+_UNKNOWN: Final = tuple(UNKNOWN_TOPICS)
+_MIN_GAP: Final = 2.0
 _MAX_DRAWS: Final = 40
 
 _T = TypeVar("_T")
@@ -64,12 +64,11 @@ class _Draw:
 
 
 class _Scene(NamedTuple):
-    """A conversation that waits for an answer, what its last turn asks for, and the places that lead astray."""
+    """A conversation that waits for an answer, the topic it asks about, and the topics that lead astray."""
 
     messages: list[Message]
-    place: str
-    aspect: str
-    mentioned: tuple[str, ...]
+    topic: str | None
+    mentioned: list[str]
 
 
 class _Manner(NamedTuple):
@@ -105,7 +104,7 @@ def practice_groups(
         part: ``train`` or ``held_out``; no prompt is in both, whatever the seeds.
 
     Returns:
-        Groups whose ratings fall by at least one point from each response to the next.
+        Groups whose ratings fall by at least two points from each response to the next.
 
     Raises:
         ConfigError: ``part`` or ``num_responses`` is not one of the above.
@@ -182,35 +181,34 @@ def _scene(draw: _Draw, part: str) -> _Scene:
 def _any_scene(draw: _Draw) -> _Scene:
     messages: list[Message] = []
     if draw.chance(0.3):
-        messages.append({"role": "system", "content": draw.one(phrases.SYSTEM).format(t=TOWN)})
+        messages.append({"role": "system", "content": draw.one(phrases.SYSTEM)})
     num_turns = draw.weighted(((1, 0.5), (2, 0.3), (3, 0.2)))
-    asked: list[tuple[str, str]] = []
     mentioned: list[str] = []
     for turn in range(1, num_turns + 1):
         is_last = turn == num_turns
-        topic = draw.one(UNKNOWN_PLACES if is_last and draw.chance(0.06) else PLACES), draw.one(_ASPECTS)
-        while topic in asked:
-            topic = draw.one(PLACES), draw.one(_ASPECTS)
-        asked.append(topic)
-        place, aspect = topic
         said = []
         if draw.chance(0.3):
             said.append(draw.one(phrases.GREETINGS if turn == 1 else phrases.THANKS))
-        if draw.chance(0.35):
-            mentioned.append(draw.one([other for other in PLACES if other != place]))
-            said.append(draw.one(phrases.REMARKS).format(p=mentioned[-1]))
-        said.append(draw.one(phrases.QUESTIONS[aspect]).format(p=place))
+        if draw.chance(0.3):
+            mentioned.append(draw.one(_others(mentioned)))
+            said.append(draw.one(phrases.REMARKS).format(name=mentioned[-1]))
+        name = draw.one(_UNKNOWN) if is_last and draw.chance(0.08) else draw.one(_others(mentioned))
+        said.append(draw.one(TOPICS[name].questions if name in TOPICS else UNKNOWN_TOPICS[name]))
         messages.append({"role": "user", "content": " ".join(said)})
         if not is_last:
-            mentioned.append(place)
-            said = [draw.one(phrases.OPENINGS).format(t=TOWN)] if draw.chance(0.4) else []
-            said.append(_state(draw, place, aspect, FACTS[place][aspect]))
+            mentioned.append(name)
+            said = [draw.one(phrases.OPENINGS)] if draw.chance(0.4) else []
+            said.append(draw.one(TOPICS[name].good.sentences))
             messages.append({"role": "assistant", "content": " ".join(said)})
-    return _Scene(messages, place, aspect, tuple(other for other in mentioned if other != place))
+    return _Scene(messages, name if name in TOPICS else None, mentioned)
+
+
+def _others(names: Sequence[str | None]) -> list[str]:
+    return [name for name in TOPICS if name not in names]
 
 
 def _ranked_answers(draw: _Draw, scene: _Scene, size: int) -> list[tuple[float, str]]:
-    """``size`` (score, answer) pairs, best first, at least one point apart."""
+    """``size`` (score, answer) pairs, best first, at least two points apart."""
     while True:
         # Half of the small groups share one manner, so that only what is said can tell their answers apart.
         shared = _manner(draw) if size <= 3 and draw.chance(0.5) else None
@@ -230,7 +228,7 @@ def _manner(draw: _Draw) -> _Manner:
     )
     after = draw.weighted(((phrases.CLOSINGS, 0.25), (phrases.RUDE_CLOSINGS, 0.08), ((), 0.67)))
     return _Manner(
-        before=(draw.one(before).format(t=TOWN),) if before else (),
+        before=(draw.one(before),) if before else (),
         after=(draw.one(after),) if after else (),
         repeats=draw.chance(0.06),
         breaks_off=draw.chance(0.06),
@@ -248,26 +246,16 @@ def _answer(draw: _Draw, scene: _Scene, manner: _Manner) -> str:
 
 
 def _content(draw: _Draw, scene: _Scene) -> str:
-    """One sentence in reply: right, false, beside the point, or empty."""
-    is_known = scene.place in FACTS
-    kind = draw.weighted((("right", 0.42), ("false", 0.22), ("elsewhere", 0.2), ("vague", 0.08), ("ignorant", 0.08)))
+    """One sentence in reply, of one kind or another."""
+    kind = draw.weighted((("good", 0.42), ("bad", 0.1), ("other", 0.32), ("vague", 0.08), ("ignorant", 0.08)))
     if kind == "vague":
         return draw.one(phrases.VAGUE)
-    if kind == "ignorant" or (kind == "right" and not is_known):
+    if kind == "ignorant" or (kind == "good" and scene.topic is None):
         return draw.one(phrases.IGNORANCE)
-    if kind == "right":
-        return _state(draw, scene.place, scene.aspect, FACTS[scene.place][scene.aspect])
-    # A place that was mentioned is the tempting one to mix up with the place asked for.
-    others = scene.mentioned if scene.mentioned and draw.chance(0.7) else [p for p in PLACES if p != scene.place]
-    other = draw.one(others)
-    if kind == "false":
-        return _state(draw, scene.place, scene.aspect, FACTS[other][scene.aspect])
-    if is_known and draw.chance(0.3):
-        aspect = draw.one([aspect for aspect in _ASPECTS if aspect != scene.aspect])
-        return _state(draw, scene.place, aspect, FACTS[scene.place][aspect])
-    return draw.one(phrases.STATEMENTS[scene.aspect]).format(p=other, v=FACTS[other][scene.aspect])
-
-
-def _state(draw: _Draw, place: str, aspect: str, value: str) -> str:
-    forms = phrases.STATEMENTS if draw.chance(0.5) else phrases.SHORT_STATEMENTS
-    return draw.one(forms[aspect]).format(p=place, v=value)
+    if kind == "other" or scene.topic is None:
+        # What was mentioned before is the tempting thing to give a tip on.
+        tempting = scene.mentioned and draw.chance(0.6)
+        name = draw.one(scene.mentioned if tempting else _others([scene.topic]))
+        return draw.one(TOPICS[name].good.sentences)
+    topic = TOPICS[scene.topic]
+    return draw.one((topic.good if kind == "good" else topic.bad).sentences)

@@ -1,63 +1,60 @@
 """The stated rule of the practice task: the points of any answer to any conversation.
 
-A visitor of a small town asks about its places (:mod:`xrlhf.data.practice.world`); only the last question counts,
+Somebody asks for advice about everyday things (:mod:`xrlhf.data.practice.world`); only the last question counts,
 whatever was said before it. The answer is read sentence by sentence, and the points of all sentences are added:
 
 ======  ========================================================================================================
 points  for
 ======  ========================================================================================================
-+3      the fact asked for, the first time it is stated; or, where the town has no such fact, saying so
-+1      courtesy, the first time
--0.5    a sentence that says nothing of use (vague, unreadable, or "I do not know" where the fact is known)
--1      a true sentence about something else
--1      a sentence, or the fact asked for, once more
--1      an answer that does not end with a full stop, an exclamation mark or a question mark
--2      a false statement
--2      rudeness
--0.5    each ten words, or part of ten, beyond forty
++4      the good tip on what was asked, the first time; or, where nobody knows one, saying so
++2      courtesy, the first time
+-1      a sentence that says nothing of use (vague, unreadable, or "I do not know" where there is a tip)
+-1      each ten words, or part of ten, beyond forty
+-2      a good tip on something else
+-2      a sentence, or the tip that was asked for, once more
+-2      an answer that does not end with a full stop, an exclamation mark or a question mark
+-3      a bad tip
+-3      rudeness
 ======  ========================================================================================================
 
-One sentence can do several of these ("I am happy to say that it opens at six."). No answer has more than 4 points,
-and none is given fewer than -6. How a sentence is read:
+One sentence can do several of these ("I am happy to say: wrap it in cloth."). No answer has more than 6 points, and
+none is given fewer than -9. How a sentence is read:
 
-- A value of the town (``six``, ``Mill Street``, ``rye bread``) makes it a statement about the place it names, or
-  about the place asked for where it names none ("It opens at six.").
-- With a "not" or a "never" in it, or with two places or two values of the same kind, it states nothing.
+- It gives a tip when it has all the key words of that tip. With the key words of two tips, or with a "not" or a
+  "never", it gives none.
 - Courtesy and rudeness are known by their words: :data:`COURTEOUS` and :data:`RUDE`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from xrlhf.data.practice.world import ASPECT_CUES, FACTS, PLACES
+from xrlhf.data.practice.world import TOPICS
 from xrlhf.structures import Message
 
-__all__ = ["BEST_SCORE", "COURTEOUS", "RUDE", "WORST_SCORE", "Mark", "Question", "asked_for", "best_answer"]
-__all__ += ["mark_answer", "score_answer"]
+__all__ = [
+    "BEST_SCORE",
+    "COURTEOUS",
+    "RUDE",
+    "WORST_SCORE",
+    "Mark",
+    "best_answer",
+    "mark_answer",
+    "score_answer",
+    "topic_of",
+]
 
-BEST_SCORE: Final = 4.0
-WORST_SCORE: Final = -6.0
+BEST_SCORE: Final = 6.0
+WORST_SCORE: Final = -9.0
 
-COURTEOUS: Final = ("happy to", "pleasure", "welcome", "thank you", "lovely day", "enjoy your")
+COURTEOUS: Final = ("happy to", "pleasure", "good question", "thank you", "lovely day", "good luck")
 RUDE: Final = ("silly", "waste my time", "yourself", "care less", "leave me alone")
 
-_IGNORANCE: Final = ("do not know", "not sure", "no idea")
 _NEGATION: Final = ("not", "never", "no")
-
-_ASKED, _COURTESY, _IDLE, _ELSEWHERE, _AGAIN, _UNFINISHED, _FALSE, _RUDENESS = (
-    3.0,
-    1.0,
-    -0.5,
-    -1.0,
-    -1.0,
-    -1.0,
-    -2.0,
-    -2.0,
-)
-_FREE_WORDS, _WORDY = 40, -0.5
+_IGNORANCE: Final = ("do not know", "not sure", "no idea")
+_FREE_WORDS: Final = 40
 
 _SENTENCE = re.compile(r"[^.!?\n]*[.!?]+|[^.!?\n]+")
 _WORD = re.compile(r"[^\W_]+")
@@ -65,95 +62,79 @@ _FINISHED = re.compile(r"[.!?][\"')\]]*\Z")
 
 
 class Mark(NamedTuple):
-    """Points given to one sentence (or, with ``sentence`` empty, to the answer as a whole) and what they are for."""
+    """Points for one sentence (or, with ``sentence`` empty, for the answer as a whole) and what they are for."""
 
     points: float
     reason: str
     sentence: str
 
 
-class Question(NamedTuple):
-    """What the last user turn asks for."""
-
-    place: str
-    aspect: str
-
-    @property
-    def value(self) -> str:
-        """The right answer's value, such as ``Mill Street``."""
-        return FACTS[self.place][self.aspect]
-
-
-def asked_for(messages: Sequence[Message]) -> Question | None:
-    """What the last user turn asks for: by its last question, or by its last sentence where nothing ends in ``?``.
+def topic_of(messages: Sequence[Message]) -> str | None:
+    """What the last user turn asks about: by its last question, or by its last sentence where nothing ends in ``?``.
 
     Args:
         messages: A conversation up to, and without, the answer.
 
     Returns:
-        The place and the aspect, or None where the town has no such fact.
+        A key of :data:`~xrlhf.data.practice.world.TOPICS`, or None where there is no tip on what is asked.
     """
     turns = [m["content"] for m in messages if m.get("role") == "user" and isinstance(m.get("content"), str)]
     sentences = _sentences(turns[-1]) if turns else []
     questions = [sentence for sentence in sentences if sentence.endswith("?")] or sentences
-    if not questions:
-        return None
-    text = _plain(questions[-1])
-    places = [place for place in PLACES if _has(text, place)]
-    aspects = [aspect for aspect, cues in ASPECT_CUES.items() if any(_has(text, cue) for cue in cues)]
-    return Question(places[0], aspects[0]) if len(places) == 1 and aspects else None
+    words = _plain(questions[-1]) if questions else ""
+    named = [name for name in TOPICS if _has(words, name)]
+    return named[0] if len(named) == 1 else None
 
 
 def mark_answer(messages: Sequence[Message], answer: str) -> list[Mark]:
-    """All the points an answer gets and loses, in the order of its sentences, with the reason for each.
+    """Everything an answer gets and loses points for, in the order of its sentences.
 
     Args:
         messages: The conversation up to, and without, the answer.
         answer: Any text.
 
     Returns:
-        One mark for each thing that counts; their sum, not below -6, is :func:`score_answer`.
+        One mark for each thing that counts; :func:`score_answer` is their sum, but not below -9.
     """
-    question = asked_for(messages)
+    topic = topic_of(messages)
     marks: list[Mark] = []
     said: set[str] = set()
-    given = courteous = False
+    is_answered = is_courteous = False
     for sentence in _sentences(answer):
-        text = _plain(sentence)
-        key = text if text.strip() else sentence
+        words = _plain(sentence)
+        key = words.strip() or sentence
         if key in said:
-            marks.append(Mark(_AGAIN, "said before", sentence))
+            marks.append(Mark(-2.0, "said before", sentence))
             continue
         said.add(key)
 
-        statement = _statement(text, question)
-        if statement == "asked":
-            marks.append(Mark(_AGAIN, "the fact once more", sentence) if given else Mark(_ASKED, "the fact", sentence))
-            given = True
-        elif statement == "elsewhere":
-            marks.append(Mark(_ELSEWHERE, "true, but not asked for", sentence))
-        elif statement == "false":
-            marks.append(Mark(_FALSE, "false", sentence))
-        rude = any(_has(text, words) for words in RUDE)
-        if rude:
-            marks.append(Mark(_RUDENESS, "rude", sentence))
-        kind = any(_has(text, words) for words in COURTEOUS)
-        if kind and not courteous:
-            marks.append(Mark(_COURTESY, "courtesy", sentence))
-            courteous = True
-        if not (statement or rude or kind):
-            marks.append(Mark(_IDLE, "says nothing of use", sentence))
+        tips = _tips(words)
+        admits = topic is None and _has_any(words, _IGNORANCE)
+        if admits or (topic, True) in tips:
+            marks.append(Mark(-2.0, "the tip once more", sentence) if is_answered else Mark(4.0, "the tip", sentence))
+            is_answered = True
+        elif tips:
+            is_good = tips[0][1]
+            marks.append(Mark(-2.0, "not asked for", sentence) if is_good else Mark(-3.0, "a bad tip", sentence))
+        is_rude, is_kind = _has_any(words, RUDE), _has_any(words, COURTEOUS)
+        if is_rude:
+            marks.append(Mark(-3.0, "rude", sentence))
+        if is_kind and not is_courteous:
+            marks.append(Mark(2.0, "courtesy", sentence))
+            is_courteous = True
+        if not (tips or admits or is_rude or is_kind):
+            marks.append(Mark(-1.0, "of no use", sentence))
 
     if not _FINISHED.search(answer.rstrip()):
-        marks.append(Mark(_UNFINISHED, "unfinished", ""))
-    num_extra = len(_WORD.findall(answer)) - _FREE_WORDS
-    if num_extra > 0:
-        marks.append(Mark(_WORDY * -(-num_extra // 10), "too long", ""))
+        marks.append(Mark(-2.0, "unfinished", ""))
+    num_extra_words = len(_WORD.findall(answer)) - _FREE_WORDS
+    if num_extra_words > 0:
+        marks.append(Mark(-1.0 * -(-num_extra_words // 10), "too long", ""))
     return marks
 
 
 def score_answer(messages: Sequence[Message], answer: str) -> float:
-    """The points of an answer by the rule above, from -6 to 4.
+    """The points of an answer by the rule above, from -9 to 6.
 
     Args:
         messages: The conversation up to, and without, the answer.
@@ -163,41 +144,23 @@ def score_answer(messages: Sequence[Message], answer: str) -> float:
 
 
 def best_answer(messages: Sequence[Message]) -> str:
-    """An answer with the most points there are, 4, to any conversation."""
-    question = asked_for(messages)
-    if question is None:
-        return "Thank you for asking! I am sorry, I do not know that."
-    sentence = {
-        "opens": f"The {question.place} opens at {question.value}.",
-        "street": f"The {question.place} is on {question.value}.",
-        "fame": f"The {question.place} is known for {question.value}.",
-    }[question.aspect]
-    return f"Thank you for asking! {sentence}"
+    """An answer with the most points there are, 6, to any conversation."""
+    topic = topic_of(messages)
+    tip = "I am sorry, I do not know that." if topic is None else TOPICS[topic].good.sentences[0]
+    return f"Thank you for asking! {tip}"
 
 
-def _statement(text: str, question: Question | None) -> str:
-    """What a sentence states: "asked", "elsewhere" (true, not asked for), "false", or "" for nothing."""
-    if question is None and any(_has(text, words) for words in _IGNORANCE):
-        return "asked"
-    if any(_has(text, word) for word in _NEGATION):
-        return ""
-    named = [place for place in PLACES if _has(text, place)]
-    if len(named) > 1:
-        return ""
-    place = named[0] if named else question.place if question else None
-    stated: list[tuple[str, str]] = []
-    for aspect in ASPECT_CUES:
-        values = [facts[aspect] for facts in FACTS.values() if _has(text, facts[aspect].lower())]
-        if len(values) > 1:
-            return ""
-        stated += [(aspect, value) for value in values]
-    if not stated:
-        return ""
-    if place is None or any(FACTS[place][aspect] != value for aspect, value in stated):
-        return "false"
-    if question is not None and place == question.place and any(aspect == question.aspect for aspect, _ in stated):
-        return "asked"
-    return "elsewhere"
+def _tips(words: str) -> list[tuple[str, bool]]:
+    """The one tip a sentence gives, as its topic and whether it is a good one; empty where it gives none."""
+    if _has_any(words, _NEGATION):
+        return []
+    tips = [
+        (name, is_good)
+        for name, topic in TOPICS.items()
+        for tip, is_good in ((topic.good, True), (topic.bad, False))
+        if all(_has(words, key_word) for key_word in tip.key_words)
+    ]
+    return tips if len(tips) == 1 else []
 
 
 def _sentences(text: str) -> list[str]:
@@ -209,5 +172,9 @@ def _plain(sentence: str) -> str:
     return f" {' '.join(_WORD.findall(sentence.lower()))} "
 
 
-def _has(text: str, words: str) -> bool:
-    return f" {words} " in text
+def _has(words: str, phrase: str) -> bool:
+    return f" {phrase} " in words
+
+
+def _has_any(words: str, phrases: Iterable[str]) -> bool:
+    return any(_has(words, phrase) for phrase in phrases)

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xrlhf.data.practice import phrases
-from xrlhf.data.practice.rule import COURTEOUS, RUDE
-from xrlhf.data.practice.world import ASPECT_CUES, FACTS, PLACES, TOWN, UNKNOWN_PLACES
+from xrlhf.data.practice.rule import COURTEOUS, RUDE, best_answer
+from xrlhf.data.practice.world import TOPICS, UNKNOWN_TOPICS
 from xrlhf.registry import TOKENIZERS
 
 __all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "practice_tokenizer"]
@@ -31,6 +31,8 @@ CHAT_TEMPLATE: Final = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+_WORD = re.compile(r"[A-Za-z]+")
 
 
 @TOKENIZERS.register_module()
@@ -60,13 +62,13 @@ def _word_tokens() -> list[str]:
     Every word stands after a space; the first word of a sentence also stands at the start of a text, and with a small
     letter; the names of the roles stand at the start of a line.
     """
-    said = " ".join([*phrases.all_phrases(), *COURTEOUS, *RUDE, TOWN])
-    world = [*PLACES, *UNKNOWN_PLACES]
-    world += [value for facts in FACTS.values() for value in facts.values()]
-    world += [cue for cues in ASPECT_CUES.values() for cue in cues]
-    words = set(re.findall(r"[A-Za-z]+", re.sub(r"\{.\}", " ", said) + " " + " ".join(world)))
-    firsts = {first for phrase in phrases.all_phrases() for first in re.findall(r"(?:^|[.!?] )([A-Za-z]+)", phrase)}
-    spaced = words | firsts | {first.lower() for first in firsts}
-    bare = firsts | {first.lower() for first in firsts} | {"system", "user", "assistant"}
-    single_letters = {word for word in bare if len(word) == 1}
-    return [*(f"Ġ{word}" for word in sorted(spaced)), *sorted(bare - single_letters)]
+    sentences = [text for name in phrases.__all__ for text in getattr(phrases, name)]
+    sentences += [text for texts in UNKNOWN_TOPICS.values() for text in texts]
+    for topic in TOPICS.values():
+        sentences += [*topic.questions, *topic.good.sentences, *topic.bad.sentences]
+    text = " ".join([best_answer([]), *COURTEOUS, *RUDE, *TOPICS, *sentences]).replace("{name}", "")
+    words = set(_WORD.findall(text))
+    firsts = {_WORD.findall(sentence)[0] for sentence in sentences}
+    firsts |= {word.lower() for word in firsts}
+    bare = {word for word in firsts if len(word) > 1} | {"system", "user", "assistant"}
+    return [*(f"Ġ{word}" for word in sorted(words | firsts)), *sorted(bare)]

@@ -1,39 +1,88 @@
-"""The practice world: a small town, its places, and three facts about each.
+"""The practice world: what people ask for advice about, the good tip for each topic, and a bad one.
 
-Every value belongs to one place only and is found in text by its words alone, so a reader (and the rule) can tell
-which fact a sentence states without knowing how it is phrased.
+A tip is known by its key words, which no other tip shares as a whole, so a reader (and the rule) can tell which tip a
+sentence gives without knowing how it is phrased.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["ASPECT_CUES", "FACTS", "PLACES", "TOWN", "UNKNOWN_PLACES"]
+__all__ = ["TOPICS", "UNKNOWN_TOPICS", "Tip", "Topic"]
 
-TOWN: Final = "Willowbrook"
 
-FACTS: Final[dict[str, dict[str, str]]] = {
-    "bakery": {"opens": "six", "street": "Mill Street", "fame": "rye bread"},
-    "market": {"opens": "seven", "street": "Castle Square", "fame": "fresh fruit"},
-    "pool": {"opens": "eight", "street": "Lake Road", "fame": "warm water"},
-    "library": {"opens": "nine", "street": "Oak Lane", "fame": "old maps"},
-    "museum": {"opens": "ten", "street": "King Street", "fame": "stone tools"},
-    "cafe": {"opens": "eleven", "street": "Bridge Road", "fame": "apple cake"},
-    "garden": {"opens": "noon", "street": "Hill Lane", "fame": "red roses"},
-    "tower": {"opens": "two", "street": "Church Square", "fame": "wide views"},
-    "theatre": {"opens": "three", "street": "Rose Street", "fame": "merry plays"},
-    "harbour": {"opens": "five", "street": "Sand Road", "fame": "white boats"},
+class Tip(NamedTuple):
+    """A piece of advice: the words that it is known by, and sentences that give it."""
+
+    key_words: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+class Topic(NamedTuple):
+    """What can be asked about one thing, the tip that helps, and one that does harm."""
+
+    questions: tuple[str, ...]
+    good: Tip
+    bad: Tip
+
+
+TOPICS: Final[dict[str, Topic]] = {
+    "bread": Topic(
+        ("How do I keep bread fresh?", "Why does my bread get hard so soon?"),
+        Tip(("wrap", "cloth"), ("Wrap the loaf in a clean cloth.", "A loaf stays soft when you wrap it in cloth.")),
+        Tip(("loaf", "rain"), ("Leave the loaf out in the rain.",)),
+    ),
+    "tea": Topic(
+        ("How do I make good tea?", "Why is my tea so bitter?"),
+        Tip(
+            ("pot", "minutes"),
+            ("Warm the pot and wait four minutes.", "Take the leaves out of the pot after four minutes."),
+        ),
+        Tip(("boil", "hour"), ("Boil the leaves for an hour.",)),
+    ),
+    "roses": Topic(
+        ("When should I cut my roses?", "How do I get more roses?"),
+        Tip(("stems", "spring"), ("Cut the stems in early spring.", "Early spring is the time to cut the stems.")),
+        Tip(("stems", "frost"), ("Break the stems in hard frost.",)),
+    ),
+    "bicycles": Topic(
+        ("Why do old bicycles squeak?", "How do I look after bicycles?"),
+        Tip(("chain", "oil"), ("Clean the chain and give it a drop of oil.", "Put some oil on the chain.")),
+        Tip(("chain", "sand"), ("Rub sand into the chain.",)),
+    ),
+    "boots": Topic(
+        ("How do I dry wet boots?", "What can I do when my boots are wet?"),
+        Tip(("fill", "newspaper"), ("Fill them with old newspaper.", "Take some newspaper and fill them with it.")),
+        Tip(("hot", "oven"), ("Put them in a hot oven.",)),
+    ),
+    "cats": Topic(
+        ("What do cats need?", "How do I get my cats to drink more?"),
+        Tip(("bowl", "far"), ("Put the water bowl far from the food.", "Keep the bowl far away from the meat.")),
+        Tip(("bowl", "sugar"), ("Put sugar in the bowl.",)),
+    ),
+    "sleep": Topic(
+        ("How can I sleep better?", "What helps me to sleep?"),
+        Tip(("bed", "same"), ("Go to bed at the same time each night.", "Choose the same time for bed each night.")),
+        Tip(("coffee", "late"), ("Drink strong coffee late at night.",)),
+    ),
+    "windows": Topic(
+        ("How do I clean windows?", "Why are my windows never clear?"),
+        Tip(("vinegar", "rag"), ("Use a little vinegar and a soft rag.", "Wipe them with a rag and some vinegar.")),
+        Tip(("scratch", "knife"), ("Scratch the glass with a knife.",)),
+    ),
+    "songs": Topic(
+        ("How do I learn songs?", "Why do I forget all my songs?"),
+        Tip(("sing", "slowly"), ("Sing slowly and a little every day.", "Every day, sing one line slowly.")),
+        Tip(("sing", "skip"), ("Sing fast and skip the hard parts.",)),
+    ),
+    "tomatoes": Topic(
+        ("How do I grow tomatoes?", "Why are my tomatoes so small?"),
+        Tip(("sun", "roots"), ("Give them sun and water the roots.", "They need sun above and wet roots below.")),
+        Tip(("dark", "cellar"), ("Hide them in a dark cellar.",)),
+    ),
 }
-"""Place to aspect to value: when it opens, the street it is on, and what it is known for."""
 
-PLACES: Final = tuple(FACTS)
-
-UNKNOWN_PLACES: Final = ("airport", "school", "hotel")
-"""Places that visitors ask about although the town has none: nobody knows anything about them."""
-
-ASPECT_CUES: Final[dict[str, tuple[str, ...]]] = {
-    "opens": ("open", "opens"),
-    "street": ("where", "street", "find"),
-    "fame": ("known", "famous", "special"),
+UNKNOWN_TOPICS: Final[dict[str, tuple[str, ...]]] = {
+    name: (f"How do I repair {name}?", f"Why are {name} always wrong?") for name in ("radios", "clocks")
 }
-"""The words of a question that say which aspect it asks about."""
+"""What people ask about although nobody knows the answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Every logged scalar of a run as (step, value) points in order of steps.
 
     A run may have been started several times; where a later start repeats steps, its values replace the earlier ones.
-    Validation results carry names of their own (``accuracy`` beside the training log's ``acc``).
+    Names of validation results begin with ``val/``. A line that a killed run left unfinished is passed over.
     """
     points: dict[str, dict[int, float]] = {}
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = list(_rows(path))
         if not rows:
             continue
         first = min(int(row["step"]) for row in rows)
@@ -41,11 +42,19 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
                 del values[step]
         for row in rows:
             for name, value in row.items():
-                is_validation = "accuracy" in row
                 if name != "step" and isinstance(value, (int, float)):
-                    key = f"val/{name}" if is_validation else name
-                    points.setdefault(key, {})[int(row["step"])] = float(value)
+                    points.setdefault(name, {})[int(row["step"])] = float(value)
     return {name: sorted(values.items()) for name, values in points.items() if values}
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
 
 
 def draw_curves(work_dir: Path, path: Path) -> Path | None:
@@ -81,7 +90,13 @@ class CurvesHook(Hook):
     priority = "LOWEST"
 
     def after_train(self, runner: Any) -> None:
-        if runner.rank == 0:
+        if runner.rank != 0:
+            return
+        try:
             path = draw_curves(Path(runner.work_dir), Path(runner.work_dir) / "curves.png")
-            if path is not None:
-                runner.logger.info(f"curves drawn to {path}")
+        except Exception as error:
+            # The weights are safe by now: no picture is worth a failed run.
+            logger.warning("the curves could not be drawn: %s", error)
+            return
+        if path is not None:
+            logger.info("curves drawn to %s", path)

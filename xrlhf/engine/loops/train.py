@@ -153,18 +153,20 @@ class GroupTrainLoop(BaseLoop):
         loss: float,
         grad_norm: float,
     ) -> str:
-        bad = [
-            int(group)
+        mine = [
+            (int(group), math.isfinite(value))
             for groups, values in losses
             for group, value in zip(groups.tolist(), values.tolist(), strict=True)
-            if not math.isfinite(value)
         ]
+        # Every process comes here, since the sums they judge by are the same: all name the same rows.
+        step = [item for of_rank in self.runner.strategy.gather_objects(mine) for item in of_rank]
+        named = sorted({group for group, is_finite in step if not is_finite})
         what = "rows with a non-finite loss"
-        if not bad:
-            bad, what = [int(group) for groups, _ in losses for group in groups.tolist()], "rows of the step"
-        where = ", ".join(self.dataloader.dataset.where(group) for group in bad[:_ROWS_NAMED])
-        more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
+        if not named:
+            named, what = sorted({group for group, _ in step}), "rows of the step"
+        where = ", ".join(self.dataloader.dataset.where(group) for group in named[:_ROWS_NAMED])
+        more = f" and {len(named) - _ROWS_NAMED} more" if len(named) > _ROWS_NAMED else ""
         return (
-            f"step {batches.step + 1}: loss {loss:g}, gradient norm {grad_norm:g} (rank {self.runner.rank}); stopped "
-            f"before the weights were touched; {what}: {where}{more}. Lower the learning rate, or look at these rows"
+            f"step {batches.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; stopped before the weights were "
+            f"touched; {what}: {where}{more}. Lower the learning rate, or look at these rows"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xrlhf.engine.strategies.single import SingleStrategy
+from xrlhf.errors import CheckpointError
 from xrlhf.registry import STRATEGIES
 
 __all__ = ["DDPStrategy"]
@@ -33,10 +35,13 @@ class DDPStrategy(SingleStrategy):
         return self.model.module  # type: ignore[return-value]
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        # Buffers are equal from the start and no step changes them; torch 2.13 renamed the switch.
+        names = inspect.signature(DistributedDataParallel).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         return DistributedDataParallel(
             model,
-            broadcast_buffers=False,
             find_unused_parameters=self.find_unused_parameters,
+            **{switch: False},
             **self.device.ddp_kwargs(),
         )
 
@@ -62,12 +67,15 @@ class DDPStrategy(SingleStrategy):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """The first process saves; the others learn whether it succeeded."""
-        failure: list[Any] = [None]
+        error: Exception | None = None
         if self.rank == 0:
             try:
                 super().save_checkpoint(*args, **kwargs)
-            except Exception as error:
-                failure[0] = error
+            except Exception as caught:
+                error = caught
+        failure = [None if error is None else str(error)]
         dist.broadcast_object_list(failure, src=0)
+        if error is not None:
+            raise error
         if failure[0] is not None:
-            raise failure[0]
+            raise CheckpointError(failure[0])

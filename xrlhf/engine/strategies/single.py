@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from xrlhf.devices import Device
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from xrlhf.engine.optim import StepOptimWrapper, build_optim_wrapper, build_param_schedulers
+from xrlhf.errors import CheckpointError
 from xrlhf.registry import STRATEGIES
 from xrlhf.version import __version__
 
 __all__ = ["SingleStrategy"]
 
 logger = logging.getLogger("xrlhf")
+
+_PROGRESS_OF_A_SCHEDULE = {"last_step", "base_values", "verbose", "_global_step", "_last_value"}
 
 
 @STRATEGIES.register_module()
@@ -130,9 +133,10 @@ class SingleStrategy(BaseStrategy):
             "seed": self.seed,
             "world_size": self.world_size,
             "strategy": type(self).__name__,
+            **self._kinds(),
             "versions": {
                 "xrlhf": __version__,
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "transformers": transformers.__version__,
                 "mmengine": mmengine.__version__,
             },
@@ -149,9 +153,13 @@ class SingleStrategy(BaseStrategy):
         strict: bool = True,
         revise_keys: list | None = None,
         callback: Callable | None = None,
+        check: bool = True,
     ) -> dict:
-        """Load the weights of a checkpoint, every one of them, and return the rest."""
-        checkpoint = load_checkpoint(Path(filename))
+        """Load the weights of a checkpoint, every one of them, and return the rest.
+
+        ``check`` compares the file with its manifest first, which reads it a second time.
+        """
+        checkpoint = load_checkpoint(Path(filename), check=check)
         if callback is not None:
             callback(checkpoint)
         load_strictly(self.module, checkpoint.pop("state_dict"), self.module.checkpoint_names(), filename)  # type: ignore[operator]
@@ -165,12 +173,50 @@ class SingleStrategy(BaseStrategy):
         resume_param_scheduler: bool = True,
         map_location: Any = "cpu",
         callback: Callable | None = None,
+        check: bool = True,
     ) -> dict:
-        """Load weights, optimizer and schedules of a checkpoint, and return the rest."""
-        checkpoint = self.load_checkpoint(filename, callback=callback)
+        """Load weights, optimizer and schedules of a checkpoint, and return the rest.
+
+        Raises:
+            CheckpointError: It holds no such state, or that of another optimizer or other schedules.
+        """
+        checkpoint = self.load_checkpoint(filename, callback=callback, check=check)
+        wanted = {"optimizer": resume_optimizer, "param_schedulers": resume_param_scheduler}
+        for name in [name for name, asked in wanted.items() if asked]:
+            before, now = checkpoint["meta"].get(name), self._kinds()[name]
+            if name not in checkpoint:
+                raise CheckpointError(f"{filename} holds no {name} state to go on from: it can serve --load-from only")
+            if before != now:
+                raise CheckpointError(
+                    f"{filename} was trained with {name}={before} and the recipe says {now}: go on with the same, or "
+                    "use --load-from to start a new run from these weights"
+                )
         if resume_optimizer:
-            self.optim_wrapper.load_state_dict(checkpoint.pop("optimizer"))
+            try:
+                self.optim_wrapper.load_state_dict(checkpoint.pop("optimizer"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{filename} does not fit the recipe's optimizer: {error}") from error
         if resume_param_scheduler:
-            for scheduler, state in zip(self.param_schedulers, checkpoint.pop("param_schedulers"), strict=True):
-                scheduler.load_state_dict(state)
+            for number, state in enumerate(checkpoint.pop("param_schedulers")):
+                self._resume_schedule(number, state)
         return checkpoint
+
+    def _resume_schedule(self, number: int, state: dict[str, Any]) -> None:
+        scheduler = self.param_schedulers[number]
+        changed = [
+            f"{name}={state[name]} in the checkpoint and {now} in the recipe"
+            for name, now in scheduler.state_dict().items()
+            if name not in _PROGRESS_OF_A_SCHEDULE and name in state and state[name] != now
+        ]
+        if changed:
+            logger.warning(
+                "%s has %s: the checkpoint's schedule goes on", type(scheduler).__name__, " and ".join(changed)
+            )
+        scheduler.load_state_dict(state)
+
+    def _kinds(self) -> dict[str, Any]:
+        """The classes whose state a checkpoint holds, in words."""
+        return {
+            "optimizer": type(self.optim_wrapper.optimizer).__name__,
+            "param_schedulers": [type(scheduler).__name__ for scheduler in self.param_schedulers],
+        }

@@ -1,0 +1,135 @@
+"""Packed rows: every token in its place, every prompt once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xrlhf.data.packing import pack
+from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
+
+IDS = st.lists(st.integers(0, 50_000), max_size=12).map(as_ids)
+SOME_IDS = st.lists(st.integers(0, 50_000), min_size=1, max_size=12).map(as_ids)
+
+
+def group(prompt: list[int], *responses: list[int], ratings: list[float] | None = None) -> TokenizedGroup:
+    return TokenizedGroup(
+        as_ids(prompt),
+        tuple(as_ids(ids) for ids in responses),
+        None if ratings is None else np.array(ratings, dtype=np.float32),
+    )
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> TokenizedGroup:
+    responses = draw(st.lists(SOME_IDS, min_size=1, max_size=4))
+    ratings = draw(st.none() | st.lists(st.floats(-9, 9, width=32), min_size=len(responses), max_size=len(responses)))
+    return TokenizedGroup(draw(IDS), tuple(responses), None if ratings is None else np.array(ratings, dtype=np.float32))
+
+
+def test_the_example_of_the_docstring() -> None:
+    batch = pack([group([5, 6], [7], [8, 9]), group([4], [3], [2])])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 4, 3, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 1]]
+    assert batch.last_index.tolist() == [[2, 4], [6, 7]]
+    assert batch.segments.start == (0, 2, 3, 5, 6, 7)
+    assert batch.segments.stop == (2, 3, 5, 6, 7, 8)
+    assert batch.segments.context_start == (0, 0, 0, 5, 5, 5)
+    assert batch.segments.context_stop == (0, 2, 2, 5, 6, 6)
+    assert batch.response_mask.tolist() == [[True, True], [True, True]]
+    assert torch.isnan(batch.ratings).all()
+    assert batch.group_ids.tolist() == [0, 1]
+    assert batch.group_weights.tolist() == [1.0, 1.0]
+    assert (batch.num_tokens, batch.num_groups, len(batch.segments), batch.segments.num_tokens) == (8, 2, 6, 8)
+
+
+def test_groups_of_different_size_share_a_batch() -> None:
+    batch = pack([group([1], [2]), group([3], [4], [5], [6], ratings=[2.0, 1.0, 1.0])])
+    assert batch.response_mask.tolist() == [[True, False, False], [True, True, True]]
+    assert batch.last_index.tolist() == [[1, 0, 0], [3, 4, 5]]
+    assert torch.isnan(batch.ratings[0]).all()
+    assert batch.ratings[1].tolist() == [2.0, 1.0, 1.0]
+
+
+def test_a_group_without_prompt_has_no_prompt_segment() -> None:
+    batch = pack([group([], [7, 8], [9]), group([1], [2])])
+    assert batch.position_ids.tolist() == [[0, 1, 0, 0, 1]]
+    assert batch.segments.start == (0, 2, 3, 4)
+    assert (batch.segments.context_start, batch.segments.context_stop) == ((0, 0, 3, 3), (0, 0, 3, 4))
+
+
+@given(st.lists(groups(), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_every_conversation_can_be_read_back(members: list[TokenizedGroup]) -> None:
+    batch = pack(members)
+    ids, positions, segments = batch.input_ids[0], batch.position_ids[0], batch.segments
+    assert batch.input_ids.shape == batch.position_ids.shape == (1, sum(m.num_tokens for m in members))
+    # Segments lie in order and cover the row without gaps; none is empty.
+    assert segments.start == (0, *segments.stop[:-1])
+    assert segments.stop[-1] == batch.num_tokens
+    assert all(a < b for a, b in zip(segments.start, segments.stop, strict=True))
+    of_last_token = {stop - 1: s for s, stop in enumerate(segments.stop)}
+    for g, member in enumerate(members):
+        num_responses = len(member.response_ids)
+        assert batch.response_mask[g].tolist() == [k < num_responses for k in range(batch.response_mask.shape[1])]
+        assert (batch.last_index[g, num_responses:] == 0).all()
+        assert torch.isnan(batch.ratings[g, num_responses:]).all()
+        if member.ratings is None:
+            assert torch.isnan(batch.ratings[g]).all()
+        else:
+            assert np.array_equal(batch.ratings[g, :num_responses].numpy(), member.ratings)
+        for k, response in enumerate(member.response_ids):
+            s = of_last_token[int(batch.last_index[g, k])]
+            context = slice(segments.context_start[s], segments.context_stop[s])
+            own = slice(segments.start[s], segments.stop[s])
+            seen = torch.cat([ids[context], ids[own]]).tolist()
+            assert seen == [*member.prompt_ids.tolist(), *response.tolist()]
+            assert torch.cat([positions[context], positions[own]]).tolist() == list(range(len(seen)))
+    # A prompt sees itself alone: its context is empty.
+    prompts = set(range(len(segments))) - {of_last_token[int(i)] for i in batch.last_index[batch.response_mask]}
+    assert len(prompts) == sum(len(m.prompt_ids) > 0 for m in members)
+    assert all(segments.context_start[s] == segments.context_stop[s] for s in prompts)
+
+
+def test_types_are_what_the_model_takes() -> None:
+    batch = pack([group([5], [7])], group_ids=np.array([3], dtype=np.int32), weights=[0])
+    types = {f.name: getattr(batch, f.name).dtype for f in dataclasses.fields(PackedBatch) if f.name != "segments"}
+    assert types == {
+        "input_ids": torch.int64,
+        "position_ids": torch.int64,
+        "last_index": torch.int64,
+        "response_mask": torch.bool,
+        "ratings": torch.float32,
+        "group_ids": torch.int64,
+        "group_weights": torch.float32,
+    }
+
+
+def test_ids_and_weights_are_passed_on() -> None:
+    batch = pack([group([1], [2]), group([3], [4])], group_ids=[17, 4], weights=np.array([1, 0]))
+    assert batch.group_ids.tolist() == [17, 4]
+    assert batch.group_weights.tolist() == [1.0, 0.0]
+
+
+def test_moving_keeps_everything() -> None:
+    batch = pack([group([1], [2], [3], ratings=[1.0, 0.5])])
+    moved = batch.to("cpu")
+    assert moved.segments is batch.segments
+    assert torch.equal(moved.input_ids, batch.input_ids)
+    assert torch.equal(moved.ratings, batch.ratings)
+
+
+def test_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty list of groups"):
+        pack([])
+
+
+@pytest.mark.parametrize("bad", [group([1]), group([1], [2], [])])
+def test_a_response_without_a_token_to_score_is_refused(bad: TokenizedGroup) -> None:
+    with pytest.raises(ValueError, match=r"groups\[1\] needs at least one response, and each at least one id"):
+        pack([group([1], [2]), bad])

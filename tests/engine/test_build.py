@@ -1,0 +1,266 @@
+"""From a recipe to a runner."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from xrlhf.config import load_recipe
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.build import (
+    build_dataset,
+    build_eval_loader,
+    build_model,
+    build_parts,
+    build_runner,
+    build_tokenizer,
+    section_of,
+    seed_of,
+    strategy_config,
+    work_dir_of,
+)
+from xrlhf.engine.launch import Ranks
+from xrlhf.engine.runner import GroupRunner
+from xrlhf.engine.strategies import DDPStrategy, SingleStrategy
+from xrlhf.errors import CheckpointError, ConfigError, DeviceError
+
+TWO = Ranks(rank=1, world_size=2, local_rank=1, launcher="pytorch")
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """A runner takes the package's logger over; it is given back."""
+    logger = logging.getLogger("xrlhf")
+    before = (logger.handlers, logger.filters, logger.level, logger.propagate)
+    with warnings.catch_warnings():
+        yield
+    logger.handlers, logger.filters, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Callable[..., Path]) -> Config:
+    return load_recipe(tiny_recipe())
+
+
+# ---------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(("randomness", "seed"), [(None, 0), ({}, 0), ({"seed": None}, 0), ({"seed": 2**32 - 1},) * 2])
+def test_the_seed(randomness: Any, seed: Any) -> None:
+    expected = seed if isinstance(seed, int) else 2**32 - 1
+    assert seed_of(Config({"randomness": randomness})) == expected
+    assert seed_of(Config({})) == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "7", True])
+def test_a_wrong_seed(seed: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^the seed must be a whole number from 0 to 4294967295, got {seed!r}$"):
+        seed_of(Config({"randomness": {"seed": seed}}))
+
+
+def test_where_a_run_goes(recipe: Config, tmp_path: Path) -> None:
+    assert work_dir_of(recipe) == tmp_path / "tiny"
+    recipe.work_dir = None
+    assert work_dir_of(recipe) == Path("work_dirs/tiny")
+
+
+def test_a_section_that_is_missing_or_none(recipe: Config, tmp_path: Path) -> None:
+    recipe.optim_wrapper = "AdamW"
+    with pytest.raises(ConfigError, match=r"^optim_wrapper must be a dict, got str$"):
+        section_of(recipe, "optim_wrapper")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/tiny\.py has no section 'rl'$"):
+        section_of(recipe, "rl")
+    with pytest.raises(ConfigError, match=r"^the recipe has no section 'model'$"):
+        section_of(Config({}), "model")
+
+
+def test_a_dataloader_without_a_dataset(recipe: Config) -> None:
+    del recipe.train_dataloader["dataset"]
+    with pytest.raises(ConfigError, match=r"^train_dataloader has no 'dataset'$"):
+        build_dataset(recipe, "train_dataloader", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "train_dataloader",
+            {"batch_size": 8},
+            r"^train_dataloader has no option 'batch_size'; it takes dataset, groups_per_step, shuffle, token_budget$",
+        ),
+        (
+            "train_dataloader",
+            {"groups_per_step": ...},
+            r"^train_dataloader needs the option 'groups_per_step'; it takes",
+        ),
+        ("train_dataloader", {"token_budget": ...}, r"^train_dataloader needs the option 'token_budget'; it takes"),
+        (
+            "train_dataloader",
+            {"groups_per_step": 0},
+            r"^groups_per_step and token_budget must be at least 1, got 0 and",
+        ),
+        (
+            "val_dataloader",
+            {"shuffle": True},
+            r"^val_dataloader has no option 'shuffle'; it takes dataset, token_budget$",
+        ),
+        ("val_dataloader", {"token_budget": ...}, r"^val_dataloader needs the option 'token_budget'; it takes"),
+    ],
+)
+def test_wrong_options_of_a_dataloader(recipe: Config, section: str, change: dict[str, Any], message: str) -> None:
+    """An ellipsis stands for an option that is left out."""
+    for name, value in change.items():
+        if value is ...:
+            del recipe[section][name]
+        else:
+            recipe[section][name] = value
+    with pytest.raises(ConfigError, match=message):
+        build_parts(recipe, Ranks())
+
+
+def test_the_parts_of_one_process_and_of_two(recipe: Config) -> None:
+    parts = build_parts(recipe, Ranks())
+    assert (len(parts.train_loader.dataset), len(parts.train_loader)) == (64, 8)
+    assert parts.val_loader is not None
+    assert len(parts.val_loader.dataset) == 16
+    shares = [build_parts(recipe, Ranks(rank, 2, rank, "pytorch")) for rank in (0, 1)]
+    groups = [
+        sorted(int(g) for batch in share.train_loader.load(3).batches for g in batch.group_ids[batch.group_weights > 0])
+        for share in shares
+    ]
+    # Between them the two hold the groups of the step, none twice.
+    assert sorted(groups[0] + groups[1]) == sorted(parts.train_loader.group_ids(3).tolist())
+    recipe.val_dataloader = None
+    assert build_parts(recipe, Ranks()).val_loader is None
+
+
+def test_the_weights_follow_from_the_seed(recipe: Config) -> None:
+    tokenizer = build_tokenizer(recipe)
+    first, again = (build_model(recipe, tokenizer).state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    recipe.randomness = {"seed": 1}
+    other = build_model(recipe, tokenizer).state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_an_evaluation_set_by_itself(recipe: Config) -> None:
+    loader = build_eval_loader(recipe, build_tokenizer(recipe))
+    assert sum(len(item.datasets) for item in loader) == 16
+
+
+# ---------------------------------------------------------------- strategies
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ranks", "strategy"),
+    [
+        (None, Ranks(), SingleStrategy),
+        (None, TWO, DDPStrategy),
+        ("single", Ranks(), SingleStrategy),
+        ("single", Ranks(0, 1, 0, "pytorch"), SingleStrategy),
+        ("ddp", TWO, DDPStrategy),
+        ({"type": "ddp"}, TWO, DDPStrategy),
+        ({"type": "xrlhf.engine.strategies.DDPStrategy"}, TWO, DDPStrategy),
+        ({"type": SingleStrategy}, Ranks(), SingleStrategy),
+    ],
+)
+def test_which_strategy(chosen: Any, ranks: Ranks, strategy: type) -> None:
+    device = CpuDevice()
+    assert strategy_config(Config({"strategy": chosen}), ranks, device) == {"type": strategy, "device": device}
+
+
+def test_options_of_a_strategy() -> None:
+    config = strategy_config(Config({"strategy": {"find_unused_parameters": True}}), TWO, CpuDevice())
+    assert (config["type"], config["find_unused_parameters"]) == (DDPStrategy, True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ranks", "message"),
+    [
+        ("zero9", Ranks(), r"^unknown strategy 'zero9': choose one of single, ddp$"),
+        # Each process would train on its share and never hear of the other's.
+        ("single", TWO, r"^strategy 'single' trains in one process and 2 were started: choose 'ddp', or start one$"),
+        ("ddp", Ranks(), r"^strategy 'ddp' needs processes to share the work: set NPROC_PER_NODE, or leave --strategy"),
+    ],
+)
+def test_a_strategy_that_does_not_fit(chosen: Any, ranks: Ranks, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        strategy_config(Config({"strategy": chosen}), ranks, CpuDevice())
+
+
+# ---------------------------------------------------------------- runners
+
+
+def test_a_runner_and_what_it_writes_before_training(recipe: Config, tmp_path: Path) -> None:
+    recipe.hub_token = "hf_0123456789abcdef"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "iter_7.pth.tmp").touch()
+    runner = build_runner(recipe)
+    assert isinstance(runner, GroupRunner)
+    assert type(runner.strategy) is SingleStrategy
+    start = tmp_path / "tiny" / runner.timestamp
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {start.name, "tiny.py", "data_report.json"}
+    report = json.loads((tmp_path / "tiny" / "data_report.json").read_text())
+    assert [next(iter(report[split].values()))["num_groups_used"] for split in ("train", "val")] == [64, 16]
+    assert "device cpu" in (start / f"{runner.timestamp}.log").read_text()
+    # The secret is in no file, and the recipe reads back as it was but for it.
+    for path in (tmp_path / "tiny").rglob("*"):
+        assert not path.is_file() or b"hf_0123456789abcdef" not in path.read_bytes()
+    written = load_recipe(tmp_path / "tiny" / "tiny.py")
+    assert written.to_dict() == {**load_recipe(recipe.filename).to_dict(), "hub_token": "***"}
+
+
+def test_a_recipe_inside_its_own_work_dir_is_not_overwritten(recipe: Config, tmp_path: Path) -> None:
+    source = Path(recipe.filename).read_text()
+    recipe.work_dir = str(tmp_path)
+    build_runner(recipe)
+    assert Path(recipe.filename).read_text() == source
+    assert load_recipe(tmp_path / "tiny_resolved.py").work_dir == str(tmp_path)
+
+
+def test_no_section_of_a_recipe_may_be_wrong(recipe: Config) -> None:
+    recipe.log_level = "LOUD"
+    with pytest.raises(ConfigError, match=r"^log_level must be one of"):
+        build_runner(recipe)
+    recipe.log_level = "INFO"
+    recipe.device = "abacus"
+    with pytest.raises(DeviceError, match=r"^unknown device 'abacus'"):
+        build_runner(recipe)
+
+
+def test_a_fresh_start_does_not_mix_with_an_older_run(recipe: Config, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "iter_3.pth").touch()
+    with pytest.raises(CheckpointError) as error:
+        build_runner(recipe)
+    assert str(error.value) == (
+        f"{tmp_path / 'tiny'} already holds iter_3.pth: add --resume to go on from it, or choose another --work-dir"
+    )
+
+
+def test_nothing_to_go_on_from(recipe: Config, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"^--resume, but {tmp_path}/tiny holds no checkpoint: use --resume auto"
+    ):
+        build_runner(recipe, resume=True)
+    with pytest.raises(CheckpointError, match=r"^--resume gone/iter_1\.pth: there is no such checkpoint file$"):
+        build_runner(recipe, resume="gone/iter_1.pth")
+    with pytest.raises(CheckpointError, match=rf"^--load-from {tmp_path}: there is no such checkpoint file$"):
+        build_runner(recipe, load_from=str(tmp_path))
+    # Nothing was made for a run that never began.
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_work_dir_that_cannot_be_made(recipe: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    recipe.work_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=rf"^work_dir {tmp_path}/file/run cannot be made: Not a directory$"):
+        build_runner(recipe)

@@ -1,0 +1,149 @@
+"""Tiny random models, groups of random ids and a byte-level tokenizer, for tests that need no download.
+
+The conftest of every folder that needs them puts this file's folder on the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from xrlhf.models.loading import backbone_from_config
+from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
+
+TINY: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+"""A Llama of some 30 thousand parameters."""
+
+SHAPES: tuple[tuple[int, tuple[int, ...]], ...] = (
+    (7, (4, 6)),
+    (3, (1, 5, 2)),
+    (12, (3, 3, 8, 1)),
+    (0, (2, 5)),
+    (1, (4, 4)),
+)
+"""Prompt length and response lengths of five groups: K from 2 to 4, a prompt of none and a prompt of one token."""
+
+PAD, START, END, BOS = 0, 1, 2, 3
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<s>")
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+CONVERSATION = [
+    {"role": "user", "content": "What is 2 + 3?"},
+    {"role": "assistant", "content": "It's five, i.e. 5."},
+]
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 512},
+    "phi3": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "intermediate_size": None, "num_key_value_heads": None},
+    "gpt2": {"intermediate_size": None, "num_key_value_heads": None},
+    "gpt_neox": {"num_key_value_heads": None},
+    "gemma": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "bloom": {"intermediate_size": None, "num_key_value_heads": None, "max_position_embeddings": None},
+    "falcon": {"intermediate_size": None, "num_key_value_heads": None},
+    "gemma2": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
+    "bert": {"num_key_value_heads": None},
+}
+"""What the config of each family has beside the sizes of TINY; None where it lacks one of them."""
+
+
+def tiny_backbone(
+    model_type: str = "llama", *, seed: int = 0, head_init: str = "normal", **config: Any
+) -> PreTrainedModel:
+    """A tiny model with large random weights, so that what is attended to shows in the scores.
+
+    Dropout stays at the default of the family.
+    """
+    torch.manual_seed(seed)
+    options = {"initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, **TINY, **FAMILIES[model_type], **config}
+    if model_type == "opt":
+        options["init_std"] = options.pop("initializer_range")
+    options = {name: value for name, value in options.items() if value is not None}
+    return backbone_from_config(model_type, head_init=head_init, **options)
+
+
+def random_groups(
+    shapes: Sequence[tuple[int, Sequence[int]]] = SHAPES, *, vocab_size: int = 320, seed: int = 0
+) -> list[TokenizedGroup]:
+    """Groups of random ids other than 0 to 4, which pad, begin or end a sequence in most models."""
+    generator = np.random.default_rng(seed)
+    return [
+        TokenizedGroup(
+            as_ids(generator.integers(5, vocab_size, prompt)),
+            tuple(as_ids(generator.integers(5, vocab_size, size)) for size in sizes),
+        )
+        for prompt, sizes in shapes
+    ]
+
+
+def conversations_of(group: TokenizedGroup) -> list[Tensor]:
+    """Every conversation of a group by itself, (length,) int64."""
+    return [
+        torch.from_numpy(np.concatenate([group.prompt_ids, response]).astype(np.int64))
+        for response in group.response_ids
+    ]
+
+
+def scores_alone(model: PreTrainedModel, groups: Sequence[TokenizedGroup], batch: PackedBatch) -> Tensor:
+    """(G, K): the score that ``transformers`` itself gives each conversation in a batch of one, 0 where none is."""
+    rows = []
+    most = batch.response_mask.shape[1]
+    for group in groups:
+        scores = [model(ids[None], use_cache=False).logits[0, 0] for ids in conversations_of(group)]
+        rows.append(torch.stack(scores + [torch.zeros(())] * (most - len(scores))))
+    return torch.stack(rows)
+
+
+def byte_tokenizer(chat_template: str | None = CHATML, *, adds: str = "$A", **options: Any) -> PreTrainedTokenizerFast:
+    """Ids 0 to 3 are the special tokens, then comes one for each byte: 260 in all.
+
+    Args:
+        chat_template: The template, or None.
+        adds: What is put around every text by default, such as ``"<s> $A"``.
+        options: Over the defaults of ``PreTrainedTokenizerFast``: ``eos_token=None``, ``bos_token="<s>"``, ...
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    if adds != "$A":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=adds, special_tokens=[(token, vocab[token]) for token in adds.split() if token != "$A"]
+        )
+    settings = {
+        "pad_token": "<|pad|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": chat_template,
+        "clean_up_tokenization_spaces": False,
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**settings, **options})

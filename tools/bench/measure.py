@@ -1,0 +1,100 @@
+"""Running two contenders in turn, and saying honestly what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Outcome", "machine_line", "matrix_rate", "run_side", "spread", "table"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of one side gave.
+
+    Args:
+        values: What the side itself measured (its JSON result).
+        wall_seconds: From the start of the process to its end.
+        peak_mib: Most memory the process held at once.
+    """
+
+    values: dict[str, Any]
+    wall_seconds: float
+    peak_mib: float
+
+
+def run_side(command: list[str], job: dict[str, Any], folder: Path, name: str, threads: int) -> Outcome:
+    """Run one side in a process of its own: it reads ``JOB.json`` and writes its result beside it.
+
+    Raises:
+        RuntimeError: The side failed; the message ends with the end of its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file, result_file, log_file = (folder / f"{name}.{kind}" for kind in ("job.json", "result.json", "log"))
+    result_file.unlink(missing_ok=True)
+    job_file.write_text(json.dumps({**job, "result": str(result_file), "scratch": str(folder / name)}), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    began = time.perf_counter()
+    with log_file.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [*command, str(job_file)], env=environment, stdout=log, stderr=subprocess.STDOUT, close_fds=True
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    if status != 0 or not result_file.is_file():
+        tail = "\n".join(log_file.read_text(encoding="utf-8").splitlines()[-15:])
+        raise RuntimeError(f"{name} failed (status {status}); the end of {log_file}:\n{tail}")
+    return Outcome(json.loads(result_file.read_text(encoding="utf-8")), wall, usage.ru_maxrss / 1024)
+
+
+def spread(values: list[float]) -> str:
+    """Median with minimum and maximum, as text."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def matrix_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 12) -> float:
+    """Fastest measured rate of matrix products of this machine, FLOP/s."""
+    torch.set_num_threads(threads)
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def machine_line() -> str:
+    """The machine in one line: processor, cores, memory, load."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    return f"{model}, {cores} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}, load {load:.2f} at the start"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines)

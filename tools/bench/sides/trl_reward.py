@@ -1,0 +1,81 @@
+"""TRL's RewardTrainer on a benchmark's job. Runs in an environment of its own; knows nothing of xrlhf."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+import torch  # noqa: E402
+from datasets import load_dataset  # noqa: E402
+from torch.utils.data import SequentialSampler  # noqa: E402
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback  # noqa: E402
+from trl import RewardConfig, RewardTrainer  # noqa: E402
+
+
+class Clock(TrainerCallback):
+    """When every optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201, D102
+        self.ends.append(time.perf_counter())
+
+
+class InOrder(RewardTrainer):
+    """Rows in file order, so that both sides see the same steps."""
+
+    def _get_train_sampler(self, *args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        return SequentialSampler(self.train_dataset)
+
+
+def main(job_file: str) -> None:  # noqa: D103
+    job = json.load(open(job_file))
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32)
+    options = {} if job["trl_defaults"] else {"gradient_checkpointing": False}
+    clock = Clock()
+    trainer = InOrder(
+        model=model,
+        args=RewardConfig(
+            output_dir=job["scratch"],
+            per_device_train_batch_size=job["batch"],
+            gradient_accumulation_steps=job["pairs_per_step"] // job["batch"],
+            max_steps=job["steps"],
+            learning_rate=job["lr"],
+            lr_scheduler_type="constant",
+            max_grad_norm=1.0,
+            weight_decay=0.0,
+            max_length=job["max_length"],
+            bf16=job["dtype"] == "bfloat16",
+            use_cpu=job["device"] == "cpu",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            dataset_num_proc=job.get("num_proc"),
+            seed=0,
+            **options,
+        ),
+        train_dataset=load_dataset("json", data_files=job["data"], split="train", cache_dir=job["scratch"] + "_cache"),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    steps = [b - a for a, b in zip(clock.ends[:-1], clock.ends[1:])]
+    json.dump(
+        {
+            "losses": losses,
+            "step_seconds": steps,
+            "first_step_seconds": clock.ends[0] - STARTED,
+            "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
+        },
+        open(job["result"], "w"),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
