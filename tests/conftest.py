@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +30,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data sets not found at {folder}: set XRLHF_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def package_logger() -> Iterator[None]:
+    """Gives the package's logger back as it was before a run took it over, and the filters of warnings."""
+    logger = logging.getLogger("xrlhf")
+    before = (logger.handlers, logger.filters, logger.level, logger.propagate)
+    with warnings.catch_warnings():
+        yield
+    logger.handlers, logger.filters, logger.level, logger.propagate = before
 
 
 TINY_WORDS = ["ask", "tell", "say", "good", "fine", "bad", "poor", "red", "blue", "green", "one", "two", "three", "."]
@@ -109,23 +123,23 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_recipe(tmp_path: Path, tiny_parts: Path) -> Callable[..., Path]:
-    """Writes a recipe to ``tmp_path/NAME.py`` that trains adapters with dropout, 20 steps of 8 pairs, in a second.
+@pytest.fixture(scope="session")
+def tiny_recipe_in(tiny_parts: Path) -> Callable[..., Path]:
+    """Writes a recipe to ``FOLDER/NAME.py`` that trains adapters with dropout, 20 steps of 8 pairs, in a second.
 
-    Its run goes to ``tmp_path/NAME``. ``extra`` is added at the end of the file, where it can assign anything anew.
+    Its run goes to ``FOLDER/NAME``. ``extra`` is added at the end of the file, where it can assign anything anew.
     """
 
-    def write(name: str = "tiny", *, validate: bool = True, extra: str = "") -> Path:
+    def write(folder: Path, name: str = "tiny", *, validate: bool = True, extra: str = "") -> Path:
         text = TINY_RECIPE.format(
-            work_dir=str(tmp_path / name),
+            work_dir=str(folder / name),
             tokenizer=str(tiny_parts / "tokenizer"),
             data=str(tiny_parts / "pairs.jsonl"),
             cache=str(tiny_parts / "cache"),
         )
         if not validate:
             extra = f"{extra}\nval_dataloader = None\nval_cfg = None"
-        file = tmp_path / f"{name}.py"
+        file = folder / f"{name}.py"
         file.write_text(f'"""A tiny run for tests."""\n{text}{extra}\n', encoding="utf-8")
         return file
 
@@ -133,29 +147,53 @@ def tiny_recipe(tmp_path: Path, tiny_parts: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def xrlhf(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command line in a process of its own, in ``tmp_path``, with nothing inherited from a launcher."""
-    launchers = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "NNODES", "PORT"}
-    inherited = {name: value for name, value in os.environ.items() if name not in launchers}
+def tiny_recipe(tmp_path: Path, tiny_recipe_in: Callable[..., Path]) -> Callable[..., Path]:
+    """As ``tiny_recipe_in``, in ``tmp_path``."""
+    return partial(tiny_recipe_in, tmp_path)
+
+
+LAUNCHER_VARIABLES = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("NPROC_PER_NODE", "NNODES", "NODE_RANK", "ADDR", "PORT"),
+}
+
+
+@pytest.fixture(scope="session")
+def command_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of commands that tests start: one thread, no network, nothing inherited from a launcher."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join([str(REPO_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]),
+        "XRLHF_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
+
+
+@pytest.fixture(scope="session")
+def xrlhf_in(command_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line in a process of its own, in FOLDER."""
 
     def run(
-        *arguments: str | Path, environment: dict[str, str] | None = None, timeout: float = 300.0
+        folder: Path, *arguments: str | Path, environment: dict[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "xrlhf.cli.main", *map(str, arguments)],
-            cwd=tmp_path,
-            env={
-                **inherited,
-                "PYTHONPATH": os.pathsep.join([str(REPO_ROOT), inherited.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-                "XRLHF_CACHE": str(tmp_path / "cache"),
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
-                **(environment or {}),
-            },
+            cwd=folder,
+            env={**command_environment, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=timeout,
             check=False,
+            **{"timeout": 300, **options},
         )
 
     return run
+
+
+@pytest.fixture
+def xrlhf(tmp_path: Path, xrlhf_in: Callable[..., Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``xrlhf_in``, in ``tmp_path``."""
+    return partial(xrlhf_in, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizer import BOS, CHATML, END, NO_ENDING, START, STRICT, THINKING, byte_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xrlhf.data.encoding import GroupEncoder, Truncation, shared_prefix_length, tokenizer_fingerprint
@@ -375,6 +377,17 @@ def test_a_text_of_nothing_is_left_out() -> None:
     assert str(failure) == "empty: a conversation without a single token"
 
 
+def test_a_tokenizer_without_any_special_token_will_do() -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
+    item, text = GroupEncoder(tokenizer, max_length=9).encode([group("a", "b", "a b"), Group("a ", ("b", "a"))])
+    assert isinstance(item, TokenizedGroup)
+    assert isinstance(text, TokenizedGroup)
+    assert (whole(item), whole(text)) == ([[1, 2], [1, 1, 2]], [[1, 2], [1, 1]])
+
+
 def test_text_and_messages_may_be_mixed() -> None:
     groups = [group("Hi", "a", "b"), Group("p", ("x", "y")), group("Ho", "c", "d")]
     together = GroupEncoder(TOKENIZER, max_length=99).encode(groups)
@@ -467,6 +480,26 @@ def test_using_a_tokenizer_leaves_its_fingerprint_alone() -> None:
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a", "bbb"], padding=True, truncation=True, max_length=2)
     assert tokenizer_fingerprint(tokenizer) == before
+
+
+class WrittenInPython:
+    """As much of a tokenizer without a Rust backend as its fingerprint looks at."""
+
+    special_tokens_map = MappingProxyType({"eos_token": "b"})
+    chat_template = None
+
+    def __init__(self, vocab: dict[str, int]) -> None:
+        self.vocab = vocab
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocab
+
+
+def test_a_tokenizer_written_in_python_has_a_fingerprint() -> None:
+    def fingerprint(vocab: dict[str, int]) -> str:
+        return tokenizer_fingerprint(WrittenInPython(vocab))  # type: ignore[arg-type]
+
+    assert fingerprint({"a": 0, "b": 1}) == fingerprint({"b": 1, "a": 0}) != fingerprint({"a": 1, "b": 0})
 
 
 def test_every_setting_is_part_of_the_fingerprint() -> None:

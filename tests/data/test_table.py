@@ -319,6 +319,13 @@ def test_no_usable_row_is_an_error_whatever_is_allowed(build: Callable[..., Grou
             build(pairs(3), own_map_fns.drops_all_map_fn, max_bad_share=1.0, max_left_out_share=1.0)
 
 
+def test_a_source_without_rows_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sources that come with xrlhf refuse this themselves; others may not."""
+    monkeypatch.setattr(MemorySource, "chunks", lambda *arguments: iter([]))
+    with pytest.raises(DataError, match=r"^nothing has no rows"):
+        build_table(MemorySource(pairs(1), "nothing"), pair_map_fn, ENCODER, cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("option", ["max_bad_share", "max_left_out_share"])
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_is_between_none_and_all(build: Callable[..., GroupTable], option: str, share: float) -> None:
@@ -380,6 +387,21 @@ def test_a_moved_file_keeps_its_table_and_is_called_by_its_new_name(
     assert made.folder == folder
     assert made.source_name == str(new)
     assert [e.location for e in made.report.examples] == [f"{new}:6"]
+
+
+def test_places_in_moved_lists_of_files_keep_their_old_paths(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    names = ["a.jsonl", "b.jsonl"]
+    for name in names:
+        write(old / name, [*pairs(3), pair(3, chosen="")])
+    table_of = functools.partial(build_table, map_fn=pair_map_fn, encoder=ENCODER, cache_dir=tmp_path / "cache")
+    first = table_of(open_source([str(old / name) for name in names]))
+    old.rename(new)
+    made = table_of(open_source([str(new / name) for name in names]))
+    assert made.folder == first.folder
+    assert made.source_name == f"{new / 'a.jsonl'} and 1 more"
+    assert [e.location for e in made.report.examples] == [f"{old / name}:4" for name in names]
 
 
 def test_the_hash_of_a_file_is_remembered_beside_the_tables(build: Callable[..., GroupTable], tmp_path: Path) -> None:

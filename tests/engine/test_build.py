@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +33,7 @@ from xrlhf.errors import CheckpointError, ConfigError, DeviceError
 TWO = Ranks(rank=1, world_size=2, local_rank=1, launcher="pytorch")
 
 
-@pytest.fixture(autouse=True)
-def package_logger() -> Iterator[None]:
-    """A runner takes the package's logger over; it is given back."""
-    logger = logging.getLogger("xrlhf")
-    before = (logger.handlers, logger.filters, logger.level, logger.propagate)
-    with warnings.catch_warnings():
-        yield
-    logger.handlers, logger.filters, logger.level, logger.propagate = before
+pytestmark = pytest.mark.usefixtures("package_logger")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,13 +98,8 @@ def test_wrong_levels(level: Any) -> None:
 
 
 @pytest.fixture
-def package() -> Iterator[logging.Logger]:
-    """The package's logger, put back as it was."""
-    logger = logging.getLogger("xrlhf")
-    before = (logger.handlers, logger.filters, logger.level, logger.propagate)
-    with warnings.catch_warnings():
-        yield logger
-    logger.handlers, logger.filters, logger.level, logger.propagate = before
+def package(package_logger: None) -> logging.Logger:
+    return logging.getLogger("xrlhf")
 
 
 def run_logger(name: str, file: Path, level: str = "INFO") -> MMLogger:

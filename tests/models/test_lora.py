@@ -123,6 +123,14 @@ def test_a_base_from_a_config_is_saved_whole() -> None:
     torch.testing.assert_close(again.score(pack(random_groups())), trained, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("named", [["embed_tokens"], "embed_tokens", ["embed_tokens", "score"]])
+def test_other_modules_can_be_trained_in_full(named: list[str] | str, base: Path) -> None:
+    model = reward_model(base, 0, {"target_modules": ["q_proj"], "modules_to_save": named})
+    in_full = {name.rsplit(".modules_to_save", 1)[0] for name in model.checkpoint_names() if "modules_to_save" in name}
+    prefix = "backbone.base_model.model"
+    assert in_full == {f"{prefix}.model.embed_tokens", f"{prefix}.score"}
+
+
 def test_only_adapters_and_head_are_trained(base: Path) -> None:
     trained = {name for name, p in reward_model(base, 0, {"r": 4}).named_parameters() if p.requires_grad}
     assert all("lora_" in name or "score.modules_to_save" in name for name in trained)

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from xrlhf.data.encoding import GroupEncoder
 from xrlhf.data.map_fns import hh_map_fn
 from xrlhf.data.packing import pack
+from xrlhf.errors import ModelError
 from xrlhf.losses import RankingLoss
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import prepare_tokenizer
@@ -74,6 +75,15 @@ def test_scores_and_gradients(family: str) -> None:
     """Five groups of two to four responses; training mode, with the dropout that gpt2, opt and others come with."""
     model, plain, _ = packed_and_alone(tiny_backbone(family), random_groups())
     compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
+
+
+def test_a_window_as_long_as_the_longest_conversation() -> None:
+    """The longest one has 12 + 8 tokens; transformers applies its window, packed attention knows that it need not."""
+    assert max(prompt + size for prompt, sizes in SHAPES for size in sizes) == 20
+    model, plain, _ = packed_and_alone(tiny_backbone("mistral", sliding_window=20), random_groups())
+    compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
+    with pytest.raises(ModelError, match="within a window of 19 tokens"):
+        packed_and_alone(tiny_backbone("mistral", sliding_window=19), random_groups())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

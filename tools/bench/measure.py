@@ -41,7 +41,9 @@ def run_side(command: list[str], job: dict[str, Any], folder: Path, name: str, t
     folder.mkdir(parents=True, exist_ok=True)
     job_file, result_file, log_file = (folder / f"{name}.{kind}" for kind in ("job.json", "result.json", "log"))
     result_file.unlink(missing_ok=True)
-    job_file.write_text(json.dumps({**job, "result": str(result_file), "scratch": str(folder / name)}), encoding="utf-8")
+    job_file.write_text(
+        json.dumps({**job, "result": str(result_file), "scratch": str(folder / name)}), encoding="utf-8"
+    )
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -97,4 +99,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )

@@ -122,7 +122,10 @@ def main() -> int:
             timed = {**job, **extra, "dtype": options.dtype, "steps": options.steps}
             outcome = run_side(command, timed, options.out, f"{_slug(name)}_{repeat}", options.threads)
             outcomes[name].append(outcome)
-            print(f"  run {repeat + 1}: {name}: {pairs_per_second(outcome, options.pairs_per_step):.2f} pairs/s", flush=True)
+            print(
+                f"  run {repeat + 1}: {name}: {pairs_per_second(outcome, options.pairs_per_step):.2f} pairs/s",
+                flush=True,
+            )
     report(options, outcomes, rates, backbone, unique / num_pairs)
     return 0
 
@@ -161,7 +164,10 @@ def report(
         print(line)
         text += "\n\n" + line
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {name: [{**o.values, "wall_seconds": o.wall_seconds, "peak_mib": o.peak_mib} for o in runs] for name, runs in outcomes.items()}
+    raw = {
+        name: [{**o.values, "wall_seconds": o.wall_seconds, "peak_mib": o.peak_mib} for o in runs]
+        for name, runs in outcomes.items()
+    }
     (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     plot(speeds, options.out / "pairs_per_second.png")
     print(f"raw figures and plot: {options.out}")

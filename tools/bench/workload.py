@@ -82,9 +82,7 @@ def random_conversations(
     return [
         {
             "prompt": [{"role": "user", "content": text(prompt_tokens // 2)}],
-            "responses": [
-                [{"role": "assistant", "content": text(response_tokens // 2)}] for _ in range(num_responses)
-            ],
+            "responses": [[{"role": "assistant", "content": text(response_tokens // 2)}] for _ in range(num_responses)],
         }
         for _ in range(num_groups)
     ]

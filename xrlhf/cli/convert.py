@@ -22,8 +22,8 @@ def _convert() -> None:
 @convert.command("pth_to_hf")
 def pth_to_hf(
     config: ConfigName,
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, such as work_dirs/NAME/iter_500.pth.")],
-    out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist, or be empty.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Such as work_dirs/NAME/iter_500.pth.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make; it must not exist, or be empty.")],
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, bfloat16 or float16.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     overrides: Overrides = None,

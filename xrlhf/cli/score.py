@@ -13,7 +13,7 @@ __all__ = ["score"]
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="A reward model: a Hugging Face directory or hub name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model: a directory or a hub name.")],
     data: Annotated[Path, typer.Option(help="JSON Lines (or JSON, gzip, Parquet) with conversations.")],
     out: Annotated[Path, typer.Option(help="JSON Lines to write: every row with its score.")],
     device: DeviceName = None,

@@ -7,6 +7,7 @@ score.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -51,14 +52,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of all that decides a tokenizer's output: vocabulary, merges, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        model = json.loads(backend.to_str())
-        # What the last call asked for, not a property of the tokenizer.
-        model |= {"padding": None, "truncation": None}
+        if backend.padding or backend.truncation:
+            # Left over from the last call, and no property of the tokenizer.
+            backend = copy.deepcopy(backend)
+            backend.no_padding()
+            backend.no_truncation()
+        model = backend.to_str()
     else:
-        model = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
+        model = f"{type(tokenizer).__qualname__} {json.dumps(sorted(tokenizer.get_vocab().items()))}"
     options = {name: getattr(tokenizer, name, None) for name in _TOKENIZER_OPTIONS}
-    parts = [model, tokenizer.special_tokens_map, tokenizer.chat_template, options]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    parts = json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template, options], sort_keys=True, default=str)
+    return hashlib.blake2b(f"{model}\n{parts}".encode(), digest_size=16).hexdigest()
 
 
 def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
@@ -90,7 +94,7 @@ class GroupEncoder:
     """Encode groups in batches.
 
     Args:
-        tokenizer: A tokenizer, with a chat template unless all groups are plain text.
+        tokenizer: A tokenizer, with a chat template unless all groups are plain text; not to be changed afterwards.
         max_length: Most tokens of one whole conversation (prompt and response), at least 2.
         truncation: ``"drop"`` leaves a group out when any of its conversations is longer; ``"prompt"`` cuts the
             beginning of the shared prompt (a leading BOS and at least one more token of it stay, or the group is left
@@ -120,11 +124,17 @@ class GroupEncoder:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._control_token = _control_token_pattern(tokenizer)
         self._closing: dict[bool, np.ndarray] = {}
+        self._fingerprint: str | None = None
 
     def fingerprint(self) -> str:
         """Digest of everything that decides the ids this encoder makes."""
-        settings = [tokenizer_fingerprint(self.tokenizer), self.max_length, self.truncation, self.chat_template_kwargs]
-        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+        if self._fingerprint is None:
+            tokenizer = tokenizer_fingerprint(self.tokenizer)
+            settings = [tokenizer, self.max_length, self.truncation, self.chat_template_kwargs]
+            self._fingerprint = hashlib.blake2b(
+                json.dumps(settings, sort_keys=True).encode(), digest_size=16
+            ).hexdigest()
+        return self._fingerprint
 
     def encode(self, groups: Sequence[Group], *, keep_identical: bool = False) -> list[TokenizedGroup | RowError]:
         """Encode groups; in place of a group that must be left out stands the reason.
@@ -252,8 +262,6 @@ class GroupEncoder:
         try:
             rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}])
             return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
-        except ModelError:
-            raise
         except Exception as error:
             raise ModelError(
                 "truncation='end' needs to know what the chat template writes behind the last answer, but rendering a "

@@ -222,7 +222,10 @@ class GroupTable:
                 raise ValueError(f"{name}.bin holds {len(arrays[name])} values, expected {size}")
 
     def name_source(self, name: str) -> None:
-        """Call the source ``name`` in reports: the same content may lie elsewhere than when the table was built."""
+        """Call the source ``name`` in reports: the same content may lie elsewhere than when the table was built.
+
+        Places in a source of several files keep the paths of then; their lines are the same.
+        """
         old, self.source_name = self.source_name, name
         self.report.examples = [
             replace(example, location=name + example.location.removeprefix(old))
@@ -538,7 +541,7 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
         writer.sync()
         writer.close()
         report.num_groups = writer.num_groups
-        report.num_duplicates = len(digests) - len(np.unique(np.frombuffer(digests, dtype=np.uint64)))
+        report.num_duplicates = len(digests) - len(np.unique(np.asarray(digests, dtype=np.uint64)))
         info = {"source": source.name, "num_groups": writer.num_groups, "report": report.to_json()}
         with (aside / "table.json").open("w", encoding="utf-8") as file:
             json.dump(info, file)

@@ -217,6 +217,7 @@ def build_runner(
         randomness={"seed": seed_of(recipe)},
         # mmengine prints and stores this one; the parts above are built from the recipe itself.
         cfg=Config(mask_secrets(recipe), filename=recipe.filename, format_python_code=False),
+        **{"log_processor": {"type": StepLogProcessor}},
         **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},
     )
     if ranks.rank == 0:

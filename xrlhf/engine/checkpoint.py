@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -300,6 +301,8 @@ def _refuse_unsafe(value: Any, where: str = "checkpoint") -> None:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
+    if not zipfile.is_zipfile(path):
+        return "it is no file of torch, or only a part of one"
     try:
         unsafe = get_unsafe_globals_in_checkpoint(path)
     except Exception:
@@ -307,9 +310,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         unsafe = []
     if unsafe:
         return f"it holds {', '.join(unsafe[:3])}, and only tensors and plain values are read, for safety"
-    reason = _first_line(error)
-    # torch goes on to advise a load that may run code.
-    return "it is no file of torch" if reason.startswith("Weights only load failed") else reason
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mmengine.hooks import ParamSchedulerHook, RuntimeInfoHook
 from mmengine.runner import FlexibleRunner
 from torch import nn
 
 from xrlhf.config.dump import dump_recipe, recipe_text
 from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_valid
+from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
@@ -19,6 +21,14 @@ from xrlhf.errors import CheckpointError
 __all__ = ["GroupRunner"]
 
 logger = logging.getLogger("xrlhf")
+
+_DEFAULT_HOOKS = {
+    "runtime_info": {"type": RuntimeInfoHook},
+    "timer": {"type": StepTimerHook},
+    "logger": {"type": StepLoggerHook},
+    "param_scheduler": {"type": ParamSchedulerHook},
+    "checkpoint": {"type": StepCheckpointHook},
+}
 
 
 class GroupRunner(FlexibleRunner):
@@ -158,6 +168,12 @@ class GroupRunner(FlexibleRunner):
     def _log_env(self) -> None:
         join_loggers(self.strategy.logger)
         logger.debug("recipe:\n%s", recipe_text(self.cfg))
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """Register the recipe's hooks, and those that it does not mention; None leaves one out."""
+        for hook in {**_DEFAULT_HOOKS, **(hooks or {})}.values():
+            if hook is not None:
+                self.register_hook(hook)
 
     def get_hooks_info(self) -> str:
         """The hooks by name: mmengine's own list fills a screen."""

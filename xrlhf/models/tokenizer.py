@@ -14,6 +14,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from xrlhf.errors import ModelError
 from xrlhf.models.location import error_line, pretrained_location
+from xrlhf.models.templates import TEMPLATES, give_template
 from xrlhf.registry import TOKENIZERS
 
 __all__ = ["load_tokenizer", "prepare_tokenizer", "read_tokenizer", "template_with_ending"]
@@ -37,8 +38,9 @@ def load_tokenizer(
     """Load a tokenizer from a directory or a hub name and prepare it.
 
     Args:
-        path: A Hugging Face directory or a hub name.
-        chat_template: A Jinja template, or the path of a file that holds one; the tokenizer's own if None.
+        path: A Hugging Face directory, a hub name, or a ``tokenizer.json``.
+        chat_template: A Jinja template, the path of a file that holds one, or a name in
+            :data:`xrlhf.models.templates.TEMPLATES` such as ``"chatml"``; the tokenizer's own if None.
         ending: See :func:`prepare_tokenizer`.
         pad_token: See :func:`prepare_tokenizer`.
         revision: Commit, tag or branch on the hub.
@@ -48,7 +50,9 @@ def load_tokenizer(
         ModelError: Nothing loadable at ``path``, or an option that does not fit the tokenizer.
     """
     tokenizer = read_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    if chat_template is not None:
+    if chat_template in TEMPLATES:
+        give_template(tokenizer, chat_template)
+    elif chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     return prepare_tokenizer(tokenizer, ending=ending, pad_token=pad_token)
 
@@ -59,15 +63,18 @@ def read_tokenizer(
     """The tokenizer at ``path`` as it is.
 
     Args:
-        path: A Hugging Face directory or a hub name.
+        path: A Hugging Face directory, a hub name, or a ``tokenizer.json``.
         revision: Commit, tag or branch on the hub.
         trust_remote_code: Run the repository's own tokenizer code. Only for sources you trust.
 
     Raises:
         ModelError: Nothing loadable at ``path``.
     """
-    location = pretrained_location(path, "tokenizer")
+    file = Path(path).expanduser()
+    location = str(file) if _is_tokenizer_file(file) else pretrained_location(path, "tokenizer")
     try:
+        if _is_tokenizer_file(file):
+            return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast(tokenizer_file=location))
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
         declared = get_tokenizer_config(location, revision=revision).get("tokenizer_class")
         # For some model types AutoTokenizer overrules the files with a class of its own, which splits text otherwise.
@@ -76,6 +83,10 @@ def read_tokenizer(
     except Exception as error:
         raise ModelError(f"no tokenizer could be loaded from {path!r}: {error_line(error)}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _is_tokenizer_file(path: Path) -> bool:
+    return path.suffix == ".json" and path.is_file()
 
 
 def _read_template(template_or_file: str) -> str:

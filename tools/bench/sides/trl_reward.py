@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 
 STARTED = time.perf_counter()
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from itertools import pairwise  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from datasets import load_dataset  # noqa: E402
@@ -21,19 +25,21 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201, D102
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time."""
         self.ends.append(time.perf_counter())
 
 
 class InOrder(RewardTrainer):
     """Rows in file order, so that both sides see the same steps."""
 
-    def _get_train_sampler(self, *args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
 
-def main(job_file: str) -> None:  # noqa: D103
-    job = json.load(open(job_file))
+def main(job_file: str) -> None:
+    """Train as the job says and write what was measured."""
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32)
     options = {} if job["trl_defaults"] else {"gradient_checkpointing": False}
@@ -65,16 +71,13 @@ def main(job_file: str) -> None:  # noqa: D103
     )
     trainer.train()
     losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
-    steps = [b - a for a, b in zip(clock.ends[:-1], clock.ends[1:])]
-    json.dump(
-        {
-            "losses": losses,
-            "step_seconds": steps,
-            "first_step_seconds": clock.ends[0] - STARTED,
-            "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
-        },
-        open(job["result"], "w"),
-    )
+    result = {
+        "losses": losses,
+        "step_seconds": [b - a for a, b in pairwise(clock.ends)],
+        "first_step_seconds": clock.ends[0] - STARTED,
+        "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
+    }
+    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

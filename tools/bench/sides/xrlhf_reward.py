@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from pathlib import Path
 
 STARTED = time.perf_counter()
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from itertools import pairwise  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, ClassVar  # noqa: E402
 
 from mmengine.hooks import Hook  # noqa: E402
 
@@ -21,10 +24,12 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "reward_bench.py"
 class ClockHook(Hook):
     """When every optimizer step ended."""
 
-    ends: list[float] = []  # noqa: RUF012 - read after the run that owns the hook is over
-    losses: list[float] = []  # noqa: RUF012
+    # Read after the run that owns the hook is over.
+    ends: ClassVar[list[float]] = []
+    losses: ClassVar[list[float]] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Note the time and the loss."""
         self.ends.append(time.perf_counter())
         self.losses.append(outputs["loss"])
 
@@ -56,7 +61,7 @@ def main(job_file: str) -> None:
         peak = torch.cuda.max_memory_allocated() / 2**20
     result = {
         "losses": ClockHook.losses,
-        "step_seconds": [b - a for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        "step_seconds": [b - a for a, b in pairwise(ends)],
         "first_step_seconds": ends[0] - STARTED,
         "peak_device_mib": peak,
     }

@@ -56,6 +56,12 @@ _NEGATION: Final = ("not", "never", "no")
 _IGNORANCE: Final = ("do not know", "not sure", "no idea")
 _FREE_WORDS: Final = 40
 
+_TIPS: Final = [
+    (frozenset(tip.key_words), name, is_good)
+    for name, topic in TOPICS.items()
+    for tip, is_good in ((topic.good, True), (topic.bad, False))
+]
+
 _SENTENCE = re.compile(r"[^.!?\n]*[.!?]+|[^.!?\n]+")
 _WORD = re.compile(r"[^\W_]+")
 _FINISHED = re.compile(r"[.!?][\"')\]]*\Z")
@@ -152,14 +158,10 @@ def best_answer(messages: Sequence[Message]) -> str:
 
 def _tips(words: str) -> list[tuple[str, bool]]:
     """The one tip a sentence gives, as its topic and whether it is a good one; empty where it gives none."""
-    if _has_any(words, _NEGATION):
+    found = set(words.split())
+    if not found.isdisjoint(_NEGATION):
         return []
-    tips = [
-        (name, is_good)
-        for name, topic in TOPICS.items()
-        for tip, is_good in ((topic.good, True), (topic.bad, False))
-        if all(_has(words, key_word) for key_word in tip.key_words)
-    ]
+    tips = [(name, is_good) for key_words, name, is_good in _TIPS if key_words <= found]
     return tips if len(tips) == 1 else []
 
 
