@@ -350,7 +350,7 @@ def test_a_dry_run_of_several_processes_starts_none(
 
 
 class Interrupted:
-    """A runner that Ctrl-C stops after step 7 of 20."""
+    """A runner that Ctrl-C stops in step 8 of 20: 7 are done."""
 
     iter, max_iters = 7, 20
 
@@ -377,7 +377,7 @@ def test_ctrl_c_says_how_to_go_on(
         (tmp_path / f"iter_{step}.pth").touch()
     monkeypatch.setattr("xrlhf.engine.build.build_runner", lambda recipe, **options: Interrupted(tmp_path))
     assert main(["train", str(tiny_recipe())]) == 130
-    assert capsys.readouterr().err == f"interrupted after step 7 of 20: {advice}\n"
+    assert capsys.readouterr().err == f"interrupted at step 8 of 20: {advice}\n"
     assert train_module.INTERRUPTED == 130
 
 

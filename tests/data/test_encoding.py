@@ -332,7 +332,9 @@ def test_a_control_token_in_one_answer_leaves_the_shared_part_shared() -> None:
     assert item.prompt_ids.tolist() == [*turn("user", "Hi"), START, *literal("assistant\n")]
 
 
-def test_runs_of_blanks_are_no_control_tokens() -> None:
+def test_runs_of_blanks_are_no_control_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indented code must not go the slow way that forged control tokens go."""
+    monkeypatch.setattr(GroupEncoder, "_encode_sanitised", None)
     tokenizer = byte_tokenizer("    {{- '' }}" + CHATML)
     tokenizer.add_tokens(["    "])
     encoder = GroupEncoder(tokenizer, max_length=NO_LIMIT)

@@ -239,6 +239,12 @@ def test_a_large_step_of_awkward_lengths_is_dealt_without_filler() -> None:
     assert 334 <= len(batches) <= 1.04 * 500
 
 
+def test_a_large_step_of_single_groups_needs_no_filler() -> None:
+    """No two of 6, 6, ..., 5 fit into 10: 199 micro-batches, though counting what is over half the budget gives 198."""
+    plan = deal(np.arange(199), np.array([6] * 198 + [5]), world_size=1, token_budget=10)
+    assert as_lists(plan) == [[[index] for index in range(199)]]
+
+
 def test_equal_lengths_are_told_apart_by_id() -> None:
     plan = deal(np.array([9, 3, 6]), np.array([5, 5, 5]), world_size=1, token_budget=5)
     assert as_lists(plan) == [[[3], [6], [9]]]

@@ -118,4 +118,4 @@ def _interrupted(runner: GroupRunner | None) -> str:
 
     saved = find_checkpoints(Path(runner.work_dir))
     how = f"go on from {saved[0].path.name} with --resume" if saved else "no checkpoint was taken yet"
-    return f"interrupted after step {runner.iter} of {runner.max_iters}: {how}"
+    return f"interrupted at step {min(runner.iter + 1, runner.max_iters)} of {runner.max_iters}: {how}"

@@ -21,7 +21,7 @@ from xrlhf.data.loader import EvalLoader, StepLoader
 from xrlhf.devices import Device, find_device
 from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
 from xrlhf.engine.launch import Ranks
-from xrlhf.engine.logging import check_log_level, start_logging
+from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
@@ -217,8 +217,10 @@ def build_runner(
         randomness={"seed": seed_of(recipe)},
         # mmengine prints and stores this one; the parts above are built from the recipe itself.
         cfg=Config(mask_secrets(recipe), filename=recipe.filename, format_python_code=False),
-        **{"log_processor": {"type": StepLogProcessor}},
-        **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},
+        **{
+            "log_processor": {"type": StepLogProcessor},
+            **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},
+        },
     )
     if ranks.rank == 0:
         remove_leftovers(Path(runner.work_dir))

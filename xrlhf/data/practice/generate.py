@@ -140,7 +140,7 @@ def practice_dialogues(num_dialogues: int = 1000, seed: int = 0, part: str = "tr
     for row in range(num_dialogues):
         draw = _Draw(part, seed, row)
         scene = _scene(draw, part)
-        answer = _answer(draw, scene, _manner(draw))
+        answer = _answer(draw, _manner(draw), _content(draw, scene))
         dialogues.append([*scene.messages, {"role": "assistant", "content": answer}])
     return dialogues
 
@@ -210,16 +210,19 @@ def _others(names: Sequence[str | None]) -> list[str]:
 def _ranked_answers(draw: _Draw, scene: _Scene, size: int) -> list[tuple[float, str]]:
     """``size`` (score, answer) pairs, best first, at least two points apart."""
     while True:
-        # Half of the small groups share one manner, so that only what is said can tell their answers apart.
-        shared = _manner(draw) if size <= 3 and draw.chance(0.5) else None
+        # Most answers to one prompt differ in one respect, so that neither what is said nor how decides everywhere.
+        same = draw.weighted((("manner", 0.5), ("content", 0.25), ("nothing", 0.25))) if size <= 3 else "nothing"
+        manner, said = _manner(draw), _content(draw, scene)
         found: list[tuple[float, str]] = []
         for _ in range(_MAX_DRAWS):
-            answer = _answer(draw, scene, shared or _manner(draw))
+            answer = _answer(draw, manner, said)
             score = score_answer(scene.messages, answer)
             if all(abs(score - other) >= _MIN_GAP for other, _ in found):
                 found.append((score, answer))
             if len(found) == size:
                 return sorted(found, reverse=True)
+            manner = manner if same == "manner" else _manner(draw)
+            said = said if same == "content" else _content(draw, scene)
 
 
 def _manner(draw: _Draw) -> _Manner:
@@ -230,23 +233,24 @@ def _manner(draw: _Draw) -> _Manner:
     return _Manner(
         before=(draw.one(before),) if before else (),
         after=(draw.one(after),) if after else (),
-        repeats=draw.chance(0.06),
-        breaks_off=draw.chance(0.06),
+        repeats=draw.chance(0.05),
+        breaks_off=draw.chance(0.05),
     )
 
 
-def _answer(draw: _Draw, scene: _Scene, manner: _Manner) -> str:
-    said = [_content(draw, scene)]
-    if draw.chance(0.12):
-        said.insert(draw.one((0, 1)), _content(draw, scene))
-    if manner.repeats:
-        said.append(said[0])
-    answer = " ".join([*manner.before, *said, *manner.after])
+def _answer(draw: _Draw, manner: _Manner, said: Sequence[str]) -> str:
+    again = said[:1] if manner.repeats else []
+    answer = " ".join([*manner.before, *said, *again, *manner.after])
     return answer.rsplit(" ", draw.one((1, 2)))[0].rstrip(".!?") if manner.breaks_off else answer
 
 
-def _content(draw: _Draw, scene: _Scene) -> str:
-    """One sentence in reply, of one kind or another."""
+def _content(draw: _Draw, scene: _Scene) -> list[str]:
+    """What an answer says: one sentence as a rule, sometimes two."""
+    return [_sentence(draw, scene) for _ in range(2 if draw.chance(0.1) else 1)]
+
+
+def _sentence(draw: _Draw, scene: _Scene) -> str:
+    """A sentence in reply, of one kind or another."""
     kind = draw.weighted((("good", 0.42), ("bad", 0.1), ("other", 0.32), ("vague", 0.08), ("ignorant", 0.08)))
     if kind == "vague":
         return draw.one(phrases.VAGUE)

@@ -204,13 +204,15 @@ class SingleStrategy(BaseStrategy):
     def _resume_schedule(self, number: int, state: dict[str, Any]) -> None:
         scheduler = self.param_schedulers[number]
         changed = [
-            f"{name}={state[name]} in the checkpoint and {now} in the recipe"
+            f"{name} from {state[name]} to {now}"
             for name, now in scheduler.state_dict().items()
             if name not in _PROGRESS_OF_A_SCHEDULE and name in state and state[name] != now
         ]
         if changed:
             logger.warning(
-                "%s has %s: the checkpoint's schedule goes on", type(scheduler).__name__, " and ".join(changed)
+                "the recipe changes %s (%s), but a resumed run goes on with the schedule of its checkpoint",
+                type(scheduler).__name__,
+                ", ".join(changed),
             )
         scheduler.load_state_dict(state)
 

@@ -1,0 +1,108 @@
+"""A run that fails says why, once, ends with a status of its own, and keeps what was saved."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xrlhf.engine.checkpoint import find_checkpoints, load_checkpoint, verify
+
+pytestmark = pytest.mark.slow
+
+CRASH = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Crash(Hook):
+    def __init__(self, rank, step):
+        self.rank, self.step = rank, step
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == self.rank and batch_idx == self.step:
+            raise RuntimeError("the crash of the test")
+"""
+
+
+@pytest.fixture
+def crashing(tmp_path: Path, tiny_recipe: Callable[..., Path]) -> Callable[[int], Path]:
+    """A recipe whose process of a given rank crashes in step 13; its directory must be on the path."""
+
+    def write(rank: int) -> Path:
+        (tmp_path / "crash.py").write_text(CRASH)
+        hook = f"from crash import Crash\ncustom_hooks = [dict(type=Crash, rank={rank}, step=12)]"
+        return tiny_recipe(validate=False, extra=hook)
+
+    return write
+
+
+@pytest.fixture
+def with_folder(tmp_path: Path, command_environment: dict[str, str]) -> dict[str, str]:
+    return {"PYTHONPATH": f"{tmp_path}:{command_environment['PYTHONPATH']}"}
+
+
+def test_a_loss_that_is_not_finite(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], tmp_path: Path) -> None:
+    """At a learning rate of 1e30 the second step overflows; its rows are named, nothing is saved after it."""
+    result = xrlhf(
+        *("train", tiny_recipe(validate=False), "lr=1e30", "optim_wrapper.max_grad_norm=1e30"),
+        *("default_hooks.checkpoint.interval=1", "param_scheduler=None"),
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("failed: step 2: loss ")
+    assert "; stopped before the weights were touched; rows" in line
+    assert "pairs.jsonl row " in line
+    assert line.endswith(". Lower the learning rate, or look at these rows")
+    assert [item.step for item in find_checkpoints(tmp_path / "tiny")] == [1]
+    assert verify(tmp_path / "tiny" / "iter_1.pth") is None
+
+
+def test_a_full_disk(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], tmp_path: Path) -> None:
+    """A limit on the size of files fails the first save; the run ends, and no part of a checkpoint is left."""
+    first = xrlhf("train", tiny_recipe(validate=False), "train_cfg.max_steps=1", "default_hooks.curves=None")
+    assert first.returncode == 0, first.stderr
+    limit = (tmp_path / "tiny" / "iter_1.pth").stat().st_size - 1
+    result = xrlhf(
+        *("train", tiny_recipe(validate=False), "--work-dir", "full", "default_hooks.curves=None"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(
+        f"error: checkpoint {tmp_path / 'full' / 'iter_5.pth'} could not be written ([Errno 27] File too large); "
+    )
+    assert not list((tmp_path / "full").glob("iter_*"))
+
+
+def test_a_crash(crashing: Callable[[int], Path], xrlhf: Callable[..., Any], with_folder: dict[str, str]) -> None:
+    result = xrlhf("train", crashing(0), environment=with_folder)
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("RuntimeError: the crash of the test")
+
+
+def test_something_to_mend_in_two_processes(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any]) -> None:
+    """Both processes meet it, one speaks; the status says that a user can mend it."""
+    result = xrlhf(
+        *("train", tiny_recipe(), "dataset.sources.0.source=gone.jsonl"), environment={"NPROC_PER_NODE": "2"}
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("gone.jsonl") == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith("process 0 ended with status 2; all were stopped\n")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_crash_of_one_of_two_processes(
+    crashing: Callable[[int], Path], xrlhf: Callable[..., Any], with_folder: dict[str, str], tmp_path: Path
+) -> None:
+    """The other is stopped in the middle of its step; what was saved before is whole."""
+    result = xrlhf("train", crashing(1), environment={**with_folder, "NPROC_PER_NODE": "2"}, timeout=240)
+    assert result.returncode == 1
+    assert "RuntimeError: the crash of the test" in result.stderr
+    assert result.stderr.endswith("process 1 ended with status 1; all were stopped\n")
+    assert "ChildFailedError" not in result.stderr
+    assert [item.step for item in find_checkpoints(tmp_path / "tiny")] == [10, 5]
+    assert load_checkpoint(tmp_path / "tiny" / "iter_10.pth")["meta"]["world_size"] == 2

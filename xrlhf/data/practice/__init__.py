@@ -1,0 +1,24 @@
+"""The built-in practice task: a small world, a rule that scores any answer, data drawn from both, a tokenizer."""
+
+from xrlhf.data.practice.generate import (
+    practice_dialogues,
+    practice_group,
+    practice_groups,
+    practice_prompts,
+    write_jsonl,
+)
+from xrlhf.data.practice.rule import best_answer, score_answer
+from xrlhf.data.practice.source import PracticeSource
+from xrlhf.data.practice.tokenizer import practice_tokenizer
+
+__all__ = [
+    "PracticeSource",
+    "best_answer",
+    "practice_dialogues",
+    "practice_group",
+    "practice_groups",
+    "practice_prompts",
+    "practice_tokenizer",
+    "score_answer",
+    "write_jsonl",
+]
