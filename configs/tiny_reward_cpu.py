@@ -21,9 +21,9 @@ _base_ = "_base_/runtime.py"
 seed = 0
 work_dir = "work_dirs/tiny_reward_cpu"
 max_length = 512
-groups_per_step = 32
+groups_per_step = 16
 token_budget = 4096
-max_epochs = 3
+max_epochs = 4
 lr = 1e-3
 warmup_share = 0.05
 max_grad_norm = 1.0
@@ -37,11 +37,12 @@ model = dict(
         model_type="llama",
         vocab_size=1024,
         hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=3,
+        intermediate_size=256,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=max_length,
+        initializer_range=0.08,
     ),
     loss=dict(type=RankingLoss),
     penalty=None,
@@ -75,9 +76,9 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.01, begin=0.0, end=warmup_share),
     dict(type=CosineAnnealingLR, eta_min=lr * 0.1, begin=warmup_share, end=1.0),
 ]
-train_cfg = dict(type=GroupTrainLoop, max_epochs=max_epochs, val_interval=125)
+train_cfg = dict(type=GroupTrainLoop, max_epochs=max_epochs, val_interval=250)
 val_cfg = dict(type=GroupValLoop)
 
 # ---------------------------------------------------------------- 5 Runtime
 randomness = dict(seed=seed)
-default_hooks = dict(checkpoint=dict(interval=125))
+default_hooks = dict(checkpoint=dict(interval=250))

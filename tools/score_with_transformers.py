@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -18,7 +19,7 @@ def main(directory: str, out: str) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     scores = []
     for conversation in json.loads(CONVERSATIONS.read_text(encoding="utf-8")):
-        inputs = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
+        inputs: Any = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
         with torch.inference_mode():
             scores.append(model(**inputs).logits[0, 0].item())
     Path(out).write_text(json.dumps(scores) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from xrlhf.engine.checkpoint import find_checkpoints, load_checkpoint, verify
+from xrlhf.engine.checkpoint import find_checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -45,20 +46,58 @@ def with_folder(tmp_path: Path, command_environment: dict[str, str]) -> dict[str
     return {"PYTHONPATH": f"{tmp_path}:{command_environment['PYTHONPATH']}"}
 
 
-def test_a_loss_that_is_not_finite(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], tmp_path: Path) -> None:
-    """At a learning rate of 1e30 the second step overflows; its rows are named, nothing is saved after it."""
+BROKEN_LOSS = """
+import math
+import torch
+from xrlhf.losses import RankingLoss
+
+class BrokenLoss(RankingLoss):
+    calls = 0
+
+    def forward(self, scores, mask, ratings):
+        self.calls += 1
+        losses = super().forward(scores, mask, ratings)
+        return losses * torch.tensor([math.nan if self.calls == 12 and i == 3 else 1.0 for i in range(len(losses))])
+"""
+
+
+def test_a_loss_that_is_not_finite(
+    tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], with_folder: dict[str, str], tmp_path: Path
+) -> None:
+    """One group of step 12 has no finite loss: it is named, and the last checkpoint is from before."""
+    (tmp_path / "broken_loss.py").write_text(BROKEN_LOSS)
+    extra = 'from broken_loss import BrokenLoss\nmodel["loss"] = dict(type=BrokenLoss)'
+    result = xrlhf(
+        *("train", tiny_recipe(validate=False, extra=extra), "train_dataloader.token_budget=1000"),
+        environment=with_folder,
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.fullmatch(
+        r"failed: step 12: loss nan, gradient norm nan; stopped before the weights were touched; rows with a "
+        r"non-finite loss: \S+pairs\.jsonl row \d+\. Lower the learning rate, or look at these rows",
+        line,
+    )
+    assert [item.step for item in find_checkpoints(tmp_path / "tiny")] == [10, 5]
+    # The training log ends with the last good step's.
+    assert "Iter(train) [10/20]" in result.stdout
+    assert "nan" not in result.stdout
+
+
+def test_an_update_that_overflows(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], tmp_path: Path) -> None:
+    """At a rate of 1e30 loss and gradient are finite, and the weights are not: they never get into a checkpoint."""
     result = xrlhf(
         *("train", tiny_recipe(validate=False), "lr=1e30", "optim_wrapper.max_grad_norm=1e30"),
         *("default_hooks.checkpoint.interval=1", "param_scheduler=None"),
     )
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert line.startswith("failed: step 2: loss ")
-    assert "; stopped before the weights were touched; rows" in line
-    assert "pairs.jsonl row " in line
-    assert line.endswith(". Lower the learning rate, or look at these rows")
-    assert [item.step for item in find_checkpoints(tmp_path / "tiny")] == [1]
-    assert verify(tmp_path / "tiny" / "iter_1.pth") is None
+    saved = find_checkpoints(tmp_path / "tiny")
+    assert line.startswith(f"failed: {tmp_path / 'tiny'}/iter_{len(saved) + 1}.pth was not saved: ")
+    assert line.endswith(". Lower the learning rate; earlier checkpoints are untouched")
+    for item in saved:
+        weights = load_checkpoint(item.path)["state_dict"]
+        assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def test_a_full_disk(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def write_model(folder: Path, tokenizer_path: str, config: dict[str, Any]) -> tu
     tokenizer = load_tokenizer(tokenizer_path, chat_template="chatml")
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(
-        LlamaConfig(
+        LlamaConfig(  # type: ignore[call-arg]
             vocab_size=len(tokenizer),
             num_labels=1,
             pad_token_id=tokenizer.pad_token_id,
@@ -62,7 +62,8 @@ def hh_conversations(path: str, tokenizer: PreTrainedTokenizerBase, max_length: 
         except RowError:
             continue
         chosen, rejected = (list(group.prompt) + list(response) for response in group.responses)
-        lengths = [len(tokenizer.apply_chat_template(c, return_dict=True)["input_ids"]) for c in (chosen, rejected)]
+        texts = [str(tokenizer.apply_chat_template(c, tokenize=False)) for c in (chosen, rejected)]
+        lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         if max(lengths) <= max_length:
             rows.append({"chosen": chosen, "rejected": rejected})
     random.Random(0).shuffle(rows)

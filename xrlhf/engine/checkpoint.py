@@ -117,7 +117,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _HashingFile(aside)
-        torch.save(dict(state), file)
+        torch.save(dict(state), file)  # type: ignore[arg-type]
         digest = file.close()
         with manifest_aside.open("w", encoding="utf-8") as manifest:
             json.dump({"format": FORMAT, "size": file.size, "sha256": digest}, manifest)

@@ -55,7 +55,8 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
         raise ConfigError(
             f"optim_wrapper takes optimizer, max_grad_norm and decay_all, got {', '.join(sorted(config))}"
         )
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 or config.get("decay_all", False) else plain).append(parameter)

@@ -40,6 +40,12 @@ class GroupRunner(FlexibleRunner):
     """
 
     strategy: SingleStrategy
+    # mmengine's own attributes, which hold a config first and then what was built from it.
+    model: Any
+    optim_wrapper: Any
+    param_schedulers: Any
+    _train_loop: Any
+    _val_loop: Any
 
     def train(self) -> nn.Module:
         """Train to the end of the run, from the beginning or from where it stopped."""

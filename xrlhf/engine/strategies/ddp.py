@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xrlhf.engine.strategies.single import SingleStrategy
-from xrlhf.errors import CheckpointError
+from xrlhf.errors import CheckpointError, TrainingError, UserError
 from xrlhf.registry import STRATEGIES
 
 __all__ = ["DDPStrategy"]
@@ -38,12 +38,8 @@ class DDPStrategy(SingleStrategy):
         # Buffers are equal from the start and no step changes them; torch 2.13 renamed the switch.
         names = inspect.signature(DistributedDataParallel).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        return DistributedDataParallel(
-            model,
-            find_unused_parameters=self.find_unused_parameters,
-            **{switch: False},
-            **self.device.ddp_kwargs(),
-        )
+        options: dict[str, Any] = {switch: False, **self.device.ddp_kwargs()}
+        return DistributedDataParallel(model, find_unused_parameters=self.find_unused_parameters, **options)
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.model.no_sync()  # type: ignore[operator]
@@ -73,9 +69,10 @@ class DDPStrategy(SingleStrategy):
                 super().save_checkpoint(*args, **kwargs)
             except Exception as caught:
                 error = caught
-        failure = [None if error is None else str(error)]
+        failure = [None if error is None else (isinstance(error, UserError), str(error))]
         dist.broadcast_object_list(failure, src=0)
         if error is not None:
             raise error
         if failure[0] is not None:
-            raise CheckpointError(failure[0])
+            can_be_mended, message = failure[0]
+            raise CheckpointError(message) if can_be_mended else TrainingError(message)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xrlhf.devices import Device
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from xrlhf.engine.optim import StepOptimWrapper, build_optim_wrapper, build_param_schedulers
-from xrlhf.errors import CheckpointError
+from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.registry import STRATEGIES
 from xrlhf.version import __version__
 
@@ -42,6 +42,7 @@ class SingleStrategy(BaseStrategy):
     """
 
     optim_wrapper: StepOptimWrapper
+    _prepared: bool
 
     def __init__(self, *, device: Device, **kwargs: Any) -> None:
         self.device = device
@@ -115,12 +116,17 @@ class SingleStrategy(BaseStrategy):
         extra_ckpt: dict | None = None,
         callback: Callable | None = None,
     ) -> None:
-        """Save the state of the model and, unless told otherwise, of optimizer and schedules."""
+        """Save the state of the model and, unless told otherwise, of optimizer and schedules.
+
+        Raises:
+            TrainingError: A weight is not finite: the last update overflowed, and the checkpoint would be of no use.
+            CheckpointError: It cannot be written.
+        """
         names = self.module.checkpoint_names()  # type: ignore[operator]
+        weights = {name: value.detach() for name, value in self.module.state_dict().items() if name in names}
+        _refuse_non_finite(weights, filename)
         state: dict[str, Any] = {
-            "state_dict": {
-                name: value.detach().cpu() for name, value in self.module.state_dict().items() if name in names
-            },
+            "state_dict": {name: value.cpu() for name, value in weights.items()},
             **(extra_ckpt or {}),
         }
         if save_optimizer:
@@ -222,3 +228,17 @@ class SingleStrategy(BaseStrategy):
             "optimizer": type(self.optim_wrapper.optimizer).__name__,
             "param_schedulers": [type(scheduler).__name__ for scheduler in self.param_schedulers],
         }
+
+
+def _refuse_non_finite(weights: dict[str, Tensor], filename: str) -> None:
+    names = [name for name, value in weights.items() if value.is_floating_point()]
+    if not names:
+        return
+    # One answer for all of them: asking one by one would wait for the device each time.
+    is_finite = torch.stack([weights[name].isfinite().all() for name in names]).tolist()
+    bad = [name for name, finite in zip(names, is_finite, strict=True) if not finite]
+    if bad:
+        raise TrainingError(
+            f"{filename} was not saved: {len(bad)} of {len(names)} weights are not finite after the last update, such "
+            f"as {bad[0]}. Lower the learning rate; earlier checkpoints are untouched"
+        )
