@@ -55,7 +55,7 @@ setup(
         "tokenizers>=0.21",
         "torch>=2.8",
         "tqdm>=4.66",
-        "transformers>=5,<6",
+        "transformers>=5.20,<6",
         "typer>=0.15",
     ],
     extras_require=EXTRAS,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xrlhf.version import __version__  # noqa: E402
+from xrlhf.version import __version__
 
 project = "xrlhf"
 author = "the xrlhf developers"

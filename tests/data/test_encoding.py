@@ -520,3 +520,49 @@ def test_conversations_are_encoded_whole_whatever_the_limit() -> None:
     conversations: list[Conversation] = [[user("Hi"), assistant("a" * 50)], "b" * 50]
     encoded = GroupEncoder(TOKENIZER, max_length=5).encode_conversations(conversations)
     assert [len(ids) for ids in encoded if isinstance(ids, np.ndarray)] == [10 + 11 + 50 + 2, 51]
+
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ 'tool ' + tool['name'] + ' ' }}{% endfor %}"
+    "{% if loud %}{{ 'loud ' }}{% endif %}"
+    "{% for message in messages %}{{ message['role'] + ' ' + message['content'] + ' ' }}{% endfor %}"
+)
+
+
+def _encoded_with(meta: dict[str, object]) -> object:
+    tokenizer = byte_tokenizer(TOOL_TEMPLATE)
+    answers = tuple([assistant(text)] for text in ("yes", "no"))
+    row = Group([user("hi")], answers, meta=meta)
+    (result,) = GroupEncoder(tokenizer, max_length=512).encode([row])
+    if isinstance(result, RowError):
+        return result
+    return tokenizer.decode(np.concatenate([result.prompt_ids, result.response_ids[0]]).tolist())
+
+
+@pytest.mark.parametrize("tools", [[{"name": "clock"}], '[{"name": "clock"}]'])
+def test_tools_of_a_row_reach_the_chat_template(tools: object) -> None:
+    assert "tool clock" in str(_encoded_with({"tools": tools}))
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_no_tools_render_as_none(tools: object) -> None:
+    assert str(_encoded_with({"tools": tools})) == str(_encoded_with({}))
+
+
+def test_chat_template_kwargs_of_a_row_reach_the_chat_template() -> None:
+    assert "loud" in str(_encoded_with({"chat_template_kwargs": {"loud": True}}))
+
+
+@pytest.mark.parametrize(
+    ("meta", "detail"),
+    [
+        ({"tools": "{not json"}, "tools is text that is not JSON"),
+        ({"tools": {"name": "clock"}}, "tools is object"),
+        ({"chat_template_kwargs": "loud"}, "chat_template_kwargs is text"),
+    ],
+)
+def test_wrong_options_of_a_row_leave_it_out(meta: dict[str, object], detail: str) -> None:
+    result = _encoded_with(meta)
+    assert isinstance(result, RowError)
+    assert result.reason is Reason.WRONG_TYPE
+    assert detail in result.detail

@@ -92,7 +92,8 @@ def machine_line() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
-    return f"{model}, {cores} cores, {memory:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}, load {load:.2f} at the start"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {cores} cores, {memory:.0f} GiB, {capability}, load {load:.2f} at the start"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from xrlhf.data.reasons import Reason, RowError
+from xrlhf.data.reasons import Reason, RowError, kind_of
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
 
@@ -90,6 +90,22 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(item)
 
 
+def _template_options(group: Group) -> dict[str, Any] | RowError:
+    """What a row tells the chat template beside its messages: ``chat_template_kwargs`` and ``tools``."""
+    options = group.meta.get("chat_template_kwargs") or {}
+    if not isinstance(options, Mapping):
+        return RowError(Reason.WRONG_TYPE, f"chat_template_kwargs is {kind_of(options)}; expected an object")
+    tools = group.meta.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError:
+            return RowError(Reason.WRONG_TYPE, "tools is text that is not JSON; expected a list of tools")
+    if tools and not isinstance(tools, list):
+        return RowError(Reason.WRONG_TYPE, f"tools is {kind_of(tools)}; expected a list of tools")
+    return {**options, "tools": tools} if tools else dict(options)
+
+
 class GroupEncoder:
     """Encode groups in batches.
 
@@ -147,7 +163,8 @@ class GroupEncoder:
             ModelError: The tokenizer has no chat template but a group holds messages.
         """
         conversations = [conversation for group in groups for conversation in group.conversations()]
-        encoded = iter(self.encode_conversations(conversations))
+        options = [options for group in groups for options in [_template_options(group)] * len(group.responses)]
+        encoded = iter(self.encode_conversations(conversations, options))
         results: list[TokenizedGroup | RowError] = []
         for group in groups:
             ids = [next(encoded) for _ in group.responses]
@@ -157,22 +174,33 @@ class GroupEncoder:
             )
         return results
 
-    def encode_conversations(self, conversations: Sequence[Conversation]) -> list[np.ndarray | RowError]:
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], options: Sequence[dict[str, Any] | RowError] | None = None
+    ) -> list[np.ndarray | RowError]:
         """Token ids, (length,) int32, of whole conversations, before any truncation.
 
         A conversation the chat template refuses (roles out of order, say) gives a :class:`RowError`.
+
+        Args:
+            conversations: Messages or plain text.
+            options: What each conversation's row tells the chat template beside the messages, ``tools`` above all;
+                a :class:`RowError` in its place is passed on.
         """
+        options = [{}] * len(conversations) if options is None else options
         results: dict[int, np.ndarray | RowError] = {}
         plain: dict[int, str] = {}
         rendered: dict[int, str] = {}
-        for slot, conversation in enumerate(conversations):
+        for slot, (conversation, row_options) in enumerate(zip(conversations, options, strict=True)):
+            if isinstance(row_options, RowError):
+                results[slot] = row_options
+                continue
             if isinstance(conversation, str):
                 plain[slot] = conversation
                 continue
             try:
-                text = self._render(conversation)
+                text = self._render(conversation, row_options)
                 if self._mentions_control_token(conversation):
-                    results[slot] = self._encode_sanitised(conversation)
+                    results[slot] = self._encode_sanitised(conversation, row_options)
                 else:
                     rendered[slot] = text
             except ModelError:
@@ -203,22 +231,24 @@ class GroupEncoder:
             return [self._tokenise([text], add_special_tokens=add_special_tokens)[0] for text in texts]
         return [as_ids(ids) for ids in encoded["input_ids"]]
 
-    def _render(self, conversation: list[dict[str, Any]]) -> str:
+    def _render(self, conversation: list[dict[str, Any]], row_options: dict[str, Any]) -> str:
         if self.tokenizer.chat_template is None:
             raise ModelError(
                 f"the tokenizer {self.tokenizer.name_or_path!r} has no chat template: give one in the recipe "
                 "(tokenizer=dict(..., chat_template=FILE)) or use plain-text rows (text_pair_map_fn)"
             )
-        return cast(str, self.tokenizer.apply_chat_template(conversation, tokenize=False, **self.chat_template_kwargs))
+        options = {**self.chat_template_kwargs, **row_options}
+        return cast(str, self.tokenizer.apply_chat_template(conversation, tokenize=False, **options))
 
     def _mentions_control_token(self, conversation: list[dict[str, Any]]) -> bool:
         if self._control_token is None:
             return False
         return any(self._control_token.search(text) for text in _texts_in(conversation))
 
-    def _encode_sanitised(self, conversation: list[dict[str, Any]]) -> np.ndarray:
+    def _encode_sanitised(self, conversation: list[dict[str, Any]], row_options: dict[str, Any]) -> np.ndarray:
+        options = {**self.chat_template_kwargs, **row_options}
         ids = self.tokenizer.apply_chat_template(
-            conversation, tokenize=True, return_dict=False, sanitize_control_tokens=True, **self.chat_template_kwargs
+            conversation, tokenize=True, return_dict=False, sanitize_control_tokens=True, **options
         )
         return as_ids(cast(list[int], ids))
 
@@ -260,7 +290,7 @@ class GroupEncoder:
 
     def _closing_text(self) -> str:
         try:
-            rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}])
+            rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}], {})
             return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
         except Exception as error:
             raise ModelError(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import SGD, AdamW
-from toy import ToyModel, pairs, run_of, train
+from toy import ToyModel, pairs, run_of, tiny_reward_model, train
 
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -162,7 +162,6 @@ def test_one_process_is_all_there_is(tmp_path: Path) -> None:
 
 def test_without_per_step_seeds_a_resumed_run_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of exact resuming: the same two starts with generators that nobody seeds draw other dropout."""
-    from toy import tiny_reward_model
 
     def last_weights(stop: int | None, name: str) -> list[torch.Tensor]:
         model = tiny_reward_model(lora_dropout=0.5)

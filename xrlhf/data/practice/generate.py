@@ -182,7 +182,7 @@ def _any_scene(draw: _Draw) -> _Scene:
     messages: list[Message] = []
     if draw.chance(0.3):
         messages.append({"role": "system", "content": draw.one(phrases.SYSTEM)})
-    num_turns = draw.weighted(((1, 0.5), (2, 0.3), (3, 0.2)))
+    num_turns = draw.weighted(((1, 0.55), (2, 0.3), (3, 0.15)))
     mentioned: list[str] = []
     for turn in range(1, num_turns + 1):
         is_last = turn == num_turns
@@ -233,8 +233,8 @@ def _manner(draw: _Draw) -> _Manner:
     return _Manner(
         before=(draw.one(before),) if before else (),
         after=(draw.one(after),) if after else (),
-        repeats=draw.chance(0.05),
-        breaks_off=draw.chance(0.05),
+        repeats=draw.chance(0.04),
+        breaks_off=draw.chance(0.04),
     )
 
 
@@ -246,7 +246,7 @@ def _answer(draw: _Draw, manner: _Manner, said: Sequence[str]) -> str:
 
 def _content(draw: _Draw, scene: _Scene) -> list[str]:
     """What an answer says: one sentence as a rule, sometimes two."""
-    return [_sentence(draw, scene) for _ in range(2 if draw.chance(0.1) else 1)]
+    return [_sentence(draw, scene) for _ in range(2 if draw.chance(0.07) else 1)]
 
 
 def _sentence(draw: _Draw, scene: _Scene) -> str:

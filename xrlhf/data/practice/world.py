@@ -60,20 +60,10 @@ TOPICS: Final[dict[str, Topic]] = {
         Tip(("bowl", "far"), ("Put the water bowl far from the food.", "Keep the bowl far away from the meat.")),
         Tip(("bowl", "sugar"), ("Put sugar in the bowl.",)),
     ),
-    "sleep": Topic(
-        ("How can I sleep better?", "What helps me to sleep?"),
-        Tip(("bed", "same"), ("Go to bed at the same time each night.", "Choose the same time for bed each night.")),
-        Tip(("coffee", "late"), ("Drink strong coffee late at night.",)),
-    ),
     "windows": Topic(
         ("How do I clean windows?", "Why are my windows never clear?"),
         Tip(("vinegar", "rag"), ("Use a little vinegar and a soft rag.", "Wipe them with a rag and some vinegar.")),
         Tip(("scratch", "knife"), ("Scratch the glass with a knife.",)),
-    ),
-    "songs": Topic(
-        ("How do I learn songs?", "Why do I forget all my songs?"),
-        Tip(("sing", "slowly"), ("Sing slowly and a little every day.", "Every day, sing one line slowly.")),
-        Tip(("sing", "skip"), ("Sing fast and skip the hard parts.",)),
     ),
     "tomatoes": Topic(
         ("How do I grow tomatoes?", "Why are my tomatoes so small?"),

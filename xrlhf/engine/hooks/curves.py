@@ -64,15 +64,18 @@ def draw_curves(work_dir: Path, path: Path) -> Path | None:
         logger.warning("no curves were logged in %s, so no picture is drawn", work_dir)
         return None
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
-        for name in names:
+        for number, name in enumerate(names):
             for key, style in ((name, "-"), (f"val/{name}", "o--")):
                 if points := curves.get(key):
-                    axes.plot(*zip(*points, strict=True), style, label=key, markersize=4, linewidth=1.2)
+                    steps, values = zip(*points, strict=True)
+                    axes.plot(steps, values, style, color=f"C{number}", label=key, markersize=4, linewidth=1.2)
         axes.set_title(title)
         axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(axes.get_lines()) > 1:
             axes.legend(fontsize="small")
