@@ -47,4 +47,10 @@ echo "installing into $venv (this takes a few minutes the first time)"
 "$venv/bin/python" -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$torch_version')" \
     2>/dev/null || install_torch
 "$venv/bin/python" -m pip install --quiet --constraint tools/constraints.txt --editable ".${extras:+[$extras]}"
+# mmengine needs OpenCV, whose default build needs a library of the desktop that servers often lack.
+if ! "$venv/bin/python" -c "import cv2" 2>/dev/null; then
+    opencv=$("$venv/bin/python" -c "import importlib.metadata as m; print(m.version('opencv-python'))")
+    "$venv/bin/python" -m pip uninstall --quiet --yes opencv-python
+    "$venv/bin/python" -m pip install --quiet "opencv-python-headless==$opencv"
+fi
 echo "$wanted" > "$stamp"

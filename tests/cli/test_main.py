@@ -165,7 +165,7 @@ def test_an_error_of_our_own_shows_its_traceback(monkeypatch: pytest.MonkeyPatch
         main(["env"])
 
 
-@pytest.mark.parametrize(("rank", "line", "waits"), [("0", "error: x\n", []), ("3", "[process 3] error: x\n", [3.0])])
+@pytest.mark.parametrize(("rank", "line", "waits"), [("0", "error: x\n", []), ("3", "[process 3] error: x\n", [5.0])])
 def test_the_first_process_speaks_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, line: str, waits: list[float]
 ) -> None:

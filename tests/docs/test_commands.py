@@ -12,8 +12,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -59,6 +59,24 @@ def console_commands() -> list[tuple[str, str]]:
     ]
 
 
+def parse(arguments: list[str]) -> None:
+    """Raises for an unknown command or option, a missing argument or one too many."""
+    # typer brings a click of its own, so nothing is asked of its classes but their methods.
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "resolve_command"):
+        context = command.context_class(command, info_name=command.name)
+        _, command, arguments = command.resolve_command(context, arguments)
+    command.make_context(command.name, list(arguments))
+
+
+@pytest.mark.parametrize(
+    "line", ["train", "train x --no-such-option", "no-such-command", "convert pth_to_hf a b", "score --data x"]
+)
+def test_the_check_itself_notices(line: str) -> None:
+    with pytest.raises(Exception, match="(?i)missing|no such"):
+        parse(line.split())
+
+
 @pytest.mark.parametrize(("page", "line"), console_commands())
 def test_console_commands_fit_the_command_line(page: str, line: str) -> None:
     words = shlex.split(line)
@@ -72,13 +90,4 @@ def test_console_commands_fit_the_command_line(page: str, line: str) -> None:
     if words[0] != "xrlhf":
         assert words[0] in ("python3", "pip", "source"), f"{page}: what is {line!r}?"
         return
-    command: click.Command = typer.main.get_command(app)
-    arguments = _with_resume_value(words[1:])
-    context = click.Context(command, info_name="xrlhf")
-    while isinstance(command, click.Group):
-        name, command_found, arguments = command.resolve_command(context, arguments)
-        assert command_found is not None
-        command = command_found
-        context = click.Context(command, info_name=name, parent=context)
-    # Parsing raises for an unknown option, a missing argument or one too many.
-    command.make_context(command.name, arguments, parent=context.parent)
+    parse(_with_resume_value(words[1:]))

@@ -20,6 +20,7 @@ from xrlhf.engine.build import (
     build_parts,
     build_runner,
     build_tokenizer,
+    check_length,
     section_of,
     seed_of,
     strategy_config,
@@ -255,3 +256,14 @@ def test_a_work_dir_that_cannot_be_made(recipe: Config, tmp_path: Path) -> None:
     recipe.work_dir = str(tmp_path / "file" / "run")
     with pytest.raises(ConfigError, match=rf"^work_dir {tmp_path}/file/run cannot be made: Not a directory$"):
         build_runner(recipe)
+
+
+@pytest.mark.parametrize(("max_length", "limit"), [(65, 64), (4096, 2048)])
+def test_a_max_length_beyond_the_model_is_refused(max_length: int, limit: int) -> None:
+    with pytest.raises(ConfigError, match=rf"max_length is {max_length}, but the model reads at most {limit} tokens"):
+        check_length("train_dataloader", max_length, limit)
+
+
+@pytest.mark.parametrize(("max_length", "limit"), [(64, 64), (10**6, None)])
+def test_a_max_length_the_model_can_read_is_fine(max_length: int, limit: int | None) -> None:
+    check_length("train_dataloader", max_length, limit)

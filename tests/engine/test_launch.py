@@ -208,6 +208,8 @@ import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 rank, what = os.environ["RANK"], sys.argv[1]
 print(f"rank {rank} of {os.environ['WORLD_SIZE']}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
+while rank == "1" and what in ("status", "killed") and not os.path.exists("started_0"):
+    time.sleep(0.01)
 if what == "status" and rank == "1":
     sys.exit(7)
 if what == "killed" and rank == "1":

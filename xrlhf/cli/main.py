@@ -24,7 +24,7 @@ from xrlhf.version import __version__
 
 __all__ = ["app", "main"]
 
-_FIRST_RANK_SPEAKS_SECONDS = 3.0
+_FIRST_RANK_SPEAKS_SECONDS = 5.0
 
 # What the parser raises. typer brings a click of its own from 0.20 on and needs an installed one before that, so the
 # class is taken from typer.
@@ -116,5 +116,18 @@ def _complain(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _run() -> None:
+    """What ``python -m xrlhf.cli.main`` does.
+
+    A failed process of several is gone at once: taking its libraries down in order could wait for the others.
+    """
+    status = main()
+    if status and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _run()

@@ -35,6 +35,7 @@ __all__ = [
     "build_parts",
     "build_runner",
     "build_tokenizer",
+    "check_length",
     "section_of",
     "seed_of",
     "strategy_config",
@@ -135,7 +136,20 @@ def build_parts(recipe: Config, ranks: Ranks) -> Parts:
     train_set = build_dataset(recipe, "train_dataloader", tokenizer)
     train_loader = StepLoader(train_set, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
     val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
-    return Parts(tokenizer, build_model(recipe, tokenizer), train_loader, val_loader)
+    model = build_model(recipe, tokenizer)
+    for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
+        if loader is not None:
+            check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
+    return Parts(tokenizer, model, train_loader, val_loader)
+
+
+def check_length(section: str, max_length: int, limit: int | None) -> None:
+    """Say at the start what would otherwise stop the run at the first long conversation."""
+    if limit is not None and max_length > limit:
+        raise ConfigError(
+            f"{section}.dataset.max_length is {max_length}, but the model reads at most {limit} tokens: set max_length "
+            f"to {limit} or less"
+        )
 
 
 def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from xrlhf.structures import Group, Message
 __all__ = [
     "MAX_RESPONSES",
     "PARTS",
+    "group_row",
     "practice_dialogues",
     "practice_group",
     "practice_groups",
     "practice_prompts",
+    "response_sizes",
     "write_jsonl",
 ]
 
@@ -115,11 +117,7 @@ def practice_groups(
 def practice_group(row: int, seed: int = 0, num_responses: int | Sequence[int] = 2, part: str = "train") -> Group:
     """The group at one row of :func:`practice_groups`."""
     _check(part)
-    sizes = (num_responses,) if isinstance(num_responses, int) else tuple(num_responses)
-    if not sizes or not all(2 <= size <= MAX_RESPONSES for size in sizes):
-        raise ConfigError(
-            f"practice data: num_responses={num_responses!r} must be a number from 2 to {MAX_RESPONSES}, or several"
-        )
+    sizes = response_sizes(num_responses)
     draw = _Draw(part, seed, row)
     scene = _scene(draw, part)
     ranked = _ranked_answers(draw, scene, draw.one(sizes))
@@ -159,6 +157,21 @@ def group_row(group: Group) -> dict[str, object]:
     """A group as a plain row of data."""
     ratings = None if group.ratings is None else list(group.ratings)
     return {"prompt": group.prompt, "responses": list(group.responses), "ratings": ratings}
+
+
+def response_sizes(num_responses: int | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of responses to draw from.
+
+    Raises:
+        ConfigError: ``num_responses`` is neither a number from 2 to 6 nor a list of such numbers.
+    """
+    sizes = tuple(num_responses) if isinstance(num_responses, (list, tuple)) else (num_responses,)
+    if not sizes or not all(isinstance(size, int) and 2 <= size <= MAX_RESPONSES for size in sizes):
+        raise ConfigError(
+            f"practice data: num_responses={num_responses!r} must be a whole number from 2 to {MAX_RESPONSES}, "
+            "or a list of such numbers"
+        )
+    return sizes
 
 
 def _check(part: str) -> None:

@@ -20,8 +20,8 @@ points  for
 One sentence can do several of these ("I am happy to say: wrap it in cloth."). No answer has more than 6 points, and
 none is given fewer than -9. How a sentence is read:
 
-- It gives a tip when it has all the key words of that tip. With the key words of two tips, or with a "not" or a
-  "never", it gives none.
+- It gives a tip when it has all the key words of that tip. With the key words of two tips, or with a "not", a "never"
+  or a "no", it gives none.
 - Courtesy and rudeness are known by their words: :data:`COURTEOUS` and :data:`RUDE`.
 """
 
@@ -62,7 +62,7 @@ _TIPS: Final = [
     for tip, is_good in ((topic.good, True), (topic.bad, False))
 ]
 
-_SENTENCE = re.compile(r"[^.!?\n]*[.!?]+|[^.!?\n]+")
+_SENTENCE = re.compile(r"[^.!?\n]*[.!?]+[\"')\]]*|[^.!?\n]+")
 _WORD = re.compile(r"[^\W_]+")
 _FINISHED = re.compile(r"[.!?][\"')\]]*\Z")
 
@@ -86,7 +86,7 @@ def topic_of(messages: Sequence[Message]) -> str | None:
     """
     turns = [m["content"] for m in messages if m.get("role") == "user" and isinstance(m.get("content"), str)]
     sentences = _sentences(turns[-1]) if turns else []
-    questions = [sentence for sentence in sentences if sentence.endswith("?")] or sentences
+    questions = [sentence for sentence in sentences if "?" in sentence] or sentences
     words = _plain(questions[-1]) if questions else ""
     named = [name for name in TOPICS if _has(words, name)]
     return named[0] if len(named) == 1 else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xrlhf.data.practice import generate, phrases, rule, world
-from xrlhf.data.practice.generate import group_row, practice_group
+from xrlhf.data.practice.generate import group_row, practice_group, response_sizes
 from xrlhf.data.sources.base import DEFAULT_ROWS_PER_CHUNK, RawRow, check_rows_per_chunk, rows_between
 from xrlhf.data.sources.fingerprint import combine
 from xrlhf.errors import ConfigError
@@ -25,7 +25,7 @@ class PracticeChunk:
     first_row: int
     num_rows: int
     seed: int
-    num_responses: int | tuple[int, ...]
+    num_responses: tuple[int, ...]
     part: str
 
     def rows(self) -> Iterator[RawRow]:
@@ -56,7 +56,7 @@ class PracticeSource:
         self.part = part
         self.num_groups = num_groups
         self.seed = seed
-        self.num_responses = num_responses if isinstance(num_responses, int) else tuple(num_responses)
+        self.num_responses = response_sizes(num_responses)
         self.name = f"practice_{part}"
         # Draws one row, so that a wrong option is said here.
         practice_group(0, seed, self.num_responses, part)
