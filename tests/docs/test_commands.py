@@ -73,7 +73,7 @@ def parse(arguments: list[str]) -> None:
     "line", ["train", "train x --no-such-option", "no-such-command", "convert pth_to_hf a b", "score --data x"]
 )
 def test_the_check_itself_notices(line: str) -> None:
-    with pytest.raises(Exception, match="(?i)missing|no such"):
+    with pytest.raises(Exception, match=r"(?i)missing|no such"):
         parse(line.split())
 
 
