@@ -31,7 +31,7 @@ def pth_to_hf(
 ) -> None:
     """Convert a checkpoint to a Hugging Face directory.
 
-    Example: xrlhf convert pth_to_hf tiny_reward_cpu work_dirs/tiny_reward_cpu/iter_375.pth reward_hf
+    Example: xrlhf convert pth_to_hf tiny_reward_cpu work_dirs/tiny_reward_cpu/iter_1000.pth reward_hf
     """
     recipe = read_recipe(config, cfg_options, overrides)
     from xrlhf.export import export_checkpoint

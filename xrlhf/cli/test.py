@@ -28,7 +28,7 @@ def test(
 ) -> None:
     """Evaluate a checkpoint on a recipe's validation data.
 
-    Example: xrlhf test tiny_reward_cpu --checkpoint work_dirs/tiny_reward_cpu/iter_375.pth
+    Example: xrlhf test tiny_reward_cpu --checkpoint work_dirs/tiny_reward_cpu/iter_1000.pth
     """
     recipe = read_recipe(config, cfg_options, overrides)
     from xrlhf.devices import find_device
