@@ -33,7 +33,13 @@ BAD = {"id": 9, "question": "Q"}
 class CountingScorer:
     """Scores a response by the length of its text: what is expected can be read off the rows."""
 
-    def score(self, groups: Sequence[Group]) -> list[list[float] | RowError]:
+    def encode(self, groups: Sequence[Group]) -> list[Any]:
+        return list(groups)
+
+    def score_encoded(self, encoded: Sequence[Any]) -> list[list[float] | RowError]:
+        return [item if isinstance(item, RowError) else self.lengths([item])[0] for item in encoded]
+
+    def lengths(self, groups: Sequence[Group]) -> list[list[float] | RowError]:
         results: list[list[float] | RowError] = []
         for group in groups:
             texts = [r if isinstance(r, str) else r[-1]["content"] for r in group.responses]
@@ -145,8 +151,8 @@ def test_a_bad_row_keeps_no_score_of_an_earlier_run(tmp_path: Path) -> None:
 
 
 def test_a_model_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    class Broken:
-        def score(self, groups: Sequence[Group]) -> Any:
+    class Broken(CountingScorer):
+        def score_encoded(self, encoded: Sequence[Any]) -> Any:
             raise ModelError("the model gives scores that are not finite")
 
     with pytest.raises(ModelError, match="not finite"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +11,11 @@ import numpy as np
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.packing import pack
 from xrlhf.data.plan import StepPlan, deal, plan_whole_set
+from xrlhf.data.prefetch import prefetch
 from xrlhf.errors import ConfigError
 from xrlhf.structures import PackedBatch
 
 __all__ = ["EvalBatch", "EvalLoader", "StepBatches", "StepLoader"]
-
-_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,7 @@ class StepLoader:
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Steps ``start:stop`` in order, packed by a thread while the device computes."""
-        with ThreadPoolExecutor(1, thread_name_prefix="xrlhf-loader") as pool:
-            ahead = [pool.submit(self.load, step) for step in range(start, min(start + _AHEAD, stop))]
-            for step in range(start, stop):
-                loaded = ahead.pop(0).result()
-                if step + _AHEAD < stop:
-                    ahead.append(pool.submit(self.load, step + _AHEAD))
-                yield loaded
+        return prefetch(self.load(step) for step in range(start, stop))
 
 
 @dataclass(frozen=True)
@@ -150,6 +142,8 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for ids in self._batches:
-            groups = [self.dataset[int(i)] for i in ids]
-            yield EvalBatch(pack(groups, group_ids=ids), np.array([group.dataset for group in groups]))
+        return prefetch(map(self._load, self._batches))
+
+    def _load(self, ids: np.ndarray) -> EvalBatch:
+        groups = [self.dataset[int(i)] for i in ids]
+        return EvalBatch(pack(groups, group_ids=ids), np.array([group.dataset for group in groups]))

@@ -93,7 +93,18 @@ class Scorer:
         Raises:
             ModelError: A score is not finite.
         """
-        encoded = self.encoder.encode(groups, keep_identical=True)
+        return self.score_encoded(self.encode(groups))
+
+    def encode(self, groups: Sequence[Group]) -> list[TokenizedGroup | RowError]:
+        """The groups as tokens, for :meth:`score_encoded`; apart from it, so that a thread can do it ahead of time."""
+        return self.encoder.encode(groups, keep_identical=True)
+
+    def score_encoded(self, encoded: Sequence[TokenizedGroup | RowError]) -> list[list[float] | RowError]:
+        """What :meth:`score` gives, from groups that :meth:`encode` made.
+
+        Raises:
+            ModelError: A score is not finite.
+        """
         results: list[list[float] | RowError] = [item if isinstance(item, RowError) else [] for item in encoded]
         usable = [(i, item) for i, item in enumerate(encoded) if isinstance(item, TokenizedGroup)]
         if not usable:

@@ -1,5 +1,6 @@
 """What the reward training benchmark trains: a constant learning rate, rows in file order, nothing saved."""
 
+from clock_hook import ClockHook
 from torch.optim import AdamW
 
 from xrlhf.data import GroupDataset
@@ -43,4 +44,4 @@ optim_wrapper = dict(optimizer=dict(type=AdamW, lr=lr, weight_decay=0.0), max_gr
 train_cfg = dict(type=GroupTrainLoop, max_steps=max_steps)
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=10**9, save_last=False), curves=None)
-custom_hooks = [dict(type="ClockHook", priority="LOWEST")]
+custom_hooks = [dict(type=ClockHook, priority="LOWEST")]

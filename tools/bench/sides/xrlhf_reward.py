@@ -10,28 +10,12 @@ import json  # noqa: E402
 import sys  # noqa: E402
 from itertools import pairwise  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, ClassVar  # noqa: E402
 
-from mmengine.hooks import Hook  # noqa: E402
+from clock_hook import ClockHook  # noqa: E402
 
 from xrlhf.cli.main import main as xrlhf  # noqa: E402
-from xrlhf.registry import HOOKS  # noqa: E402
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "reward_bench.py"
-
-
-@HOOKS.register_module()
-class ClockHook(Hook):
-    """When every optimizer step ended."""
-
-    # Read after the run that owns the hook is over.
-    ends: ClassVar[list[float]] = []
-    losses: ClassVar[list[float]] = []
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Note the time and the loss."""
-        self.ends.append(time.perf_counter())
-        self.losses.append(outputs["loss"])
 
 
 def main(job_file: str) -> None:
