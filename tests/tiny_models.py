@@ -5,13 +5,13 @@ The conftest of every folder that needs them puts this file's folder on the path
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xrlhf.models.loading import backbone_from_config
@@ -67,6 +67,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "bloom": {"intermediate_size": None, "num_key_value_heads": None, "max_position_embeddings": None},
     "falcon": {"intermediate_size": None, "num_key_value_heads": None},
+    "gptj": {"intermediate_size": None, "num_key_value_heads": None, "rotary_dim": 4},
+    "gpt_neo": {
+        **dict.fromkeys(("num_key_value_heads", "num_hidden_layers", "num_attention_heads")),
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+    },
+    "mpt": {
+        **dict.fromkeys(("intermediate_size", "num_key_value_heads", "max_position_embeddings")),
+        "max_seq_len": 64,
+    },
     "gemma2": {"head_dim": 8},
     "gemma3_text": {"head_dim": 8},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
@@ -120,6 +132,23 @@ def scores_alone(model: PreTrainedModel, groups: Sequence[TokenizedGroup], batch
         scores = [model(ids[None], use_cache=False).logits[0, 0] for ids in conversations_of(group)]
         rows.append(torch.stack(scores + [torch.zeros(())] * (most - len(scores))))
     return torch.stack(rows)
+
+
+def compare_gradients(got: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor | None]) -> None:
+    """Every gradient differs by at most 1e-5 of the norm of all gradients together."""
+    norm = torch.stack([g.norm() for g in wanted.values() if g is not None]).norm()
+    assert norm > 1e-3
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        if gradient is None:
+            # A parameter the plain forward never reaches.
+            assert got[name] is None or not got[name].any(), name
+        else:
+            assert (got[name] - gradient).norm() <= 1e-5 * norm, name
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def byte_tokenizer(chat_template: str | None = CHATML, *, adds: str = "$A", **options: Any) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Every shape of data that crosses a module border, in one place.
 
 Letters used in shapes throughout the package: ``G`` groups, ``K`` responses of a group, ``T`` packed tokens, ``H``
-hidden size, ``S`` segments.
+hidden size, ``S`` segments, ``R`` padded rows, ``L`` tokens of a padded row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Conversation", "Group", "LossOutput", "Message", "PackedBatch", "SegmentLayout", "TokenizedGroup"]
+__all__ = [
+    "Conversation",
+    "Group",
+    "LossOutput",
+    "Message",
+    "PackedBatch",
+    "PaddedBatch",
+    "PaddedRows",
+    "SegmentLayout",
+    "TokenizedGroup",
+]
 
 Message = dict[str, Any]
 """One chat message: ``{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}``."""
@@ -146,6 +156,34 @@ class PackedBatch:
             f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Conversations that run in one forward pass, each a row of its own with padding on the right.
+
+    Args:
+        input_ids: (R, L) int64, 0 where masked.
+        attention_mask: (R, L) int64, 1 where a token is; every row has at least one.
+        last_index: (R,) int64, the index in each row of the token whose score is the response's.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    last_index: Tensor
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """A micro-batch laid out for models that read one conversation a row.
+
+    Args:
+        slices: The rows, in as many forward passes; their rows count through the slices in order.
+        row_of: (G, K) int64, the row of each response; 0 where there is none.
+    """
+
+    slices: tuple[PaddedRows, ...]
+    row_of: Tensor
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TINY, byte_tokenizer, random_groups, tiny_backbone
+from tiny_models import TINY, byte_tokenizer, random_groups, scores_alone, tiny_backbone
 from torch import Tensor, nn
 
 from xrlhf.data.packing import pack
-from xrlhf.errors import ModelError
+from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses import CenteringPenalty, RankingLoss
 from xrlhf.models.loading import backbone_from_config, score_head
 from xrlhf.models.reward_model import RewardModel
@@ -179,6 +179,49 @@ def test_the_state_is_loadable_and_complete() -> None:
     assert torch.equal(first.score(batch), second.score(batch))
 
 
+# -------------------------------------------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "layout"),
+    [
+        ("llama", {}, "packed"),
+        ("llama", {"layout": "packed"}, "packed"),
+        ("llama", {"layout": "padded"}, "padded"),
+        ("llama", {"static_shapes": True}, "padded"),
+        ("bloom", {}, "padded"),
+        ("bloom", {"layout": "padded", "static_shapes": True}, "padded"),
+    ],
+)
+def test_the_layout_and_the_attention_that_goes_with_it(family: str, options: dict[str, Any], layout: str) -> None:
+    """Padded rows leave the model the attention that it was loaded with."""
+    backbone = tiny_backbone(family)
+    attention = backbone.config._attn_implementation
+    model = RewardModel(backbone, **options)
+    assert model.layout == layout
+    assert (backbone.config._attn_implementation == attention) is (layout == "padded")
+
+
+def test_absent_responses_score_zero_in_padded_rows() -> None:
+    batch = pack(random_groups([(3, (2, 2, 2)), (3, (2,))]))
+    scores = RewardModel(tiny_backbone("bloom")).score(batch)
+    assert (scores == 0).tolist() == [[False, False, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_padded_scores_are_float32_and_the_head_computes_in_it(precision: str) -> None:
+    batch = pack(random_groups())
+    scores = RewardModel(tiny_backbone("bloom"), precision=precision).eval().score(batch)
+    assert scores.dtype is torch.float32
+    present = scores[batch.response_mask]
+    assert (present != present.bfloat16().float()).any()
+
+
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(ModelError, match="layout must be 'auto', 'packed' or 'padded', got 'rows'"):
+        RewardModel(tiny_backbone(), layout="rows")
+
+
 # ----------------------------------------------------------------------------------------------- precision
 
 
@@ -221,20 +264,40 @@ def test_a_bfloat16_backbone_scores_with_a_float32_head() -> None:
     [
         ("llama", {}, 512),
         ("gpt2", {"max_position_embeddings": 128}, 128),
-        ("mistral", {"sliding_window": 100}, 100),
-        ("mistral", {"sliding_window": 4096}, 512),
-        ("mistral", {"sliding_window": None}, 4096),
-        ("qwen2", {"sliding_window": 100}, 512),
-        ("qwen2", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 1}, 100),
+        ("mistral", {"sliding_window": 100}, 512),
+        ("phi3", {"original_max_position_embeddings": 64}, 512),
+        (
+            "phi3",
+            {
+                "original_max_position_embeddings": 64,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+            },
+            64,
+        ),
     ],
+    ids=["llama", "gpt2", "a window is no limit", "phi3", "phi3, two sets of rotary positions"],
 )
 def test_longest_conversation(family: str, config: dict[str, Any], limit: int) -> None:
-    """Qwen2 has a window only where it is switched on; without a window Mistral's own default stands."""
-    assert RewardModel(tiny_backbone(family, **config)).max_conversation_length == min(limit, 512)
+    assert RewardModel(tiny_backbone(family, **config)).max_conversation_length == limit
 
 
-def test_a_conversation_beyond_the_window_is_refused() -> None:
-    model = RewardModel(tiny_backbone("mistral", sliding_window=12))
-    model.score(pack(random_groups([(8, (4, 4))])))
-    with pytest.raises(ModelError, match="within a window of 12 tokens and a conversation has 13"):
-        model.score(pack(random_groups([(8, (4, 5))])))
+def test_the_attention_backend_may_be_named() -> None:
+    batch = pack(random_groups())
+    scores = [RewardModel(tiny_backbone(), attention=name).eval().score(batch) for name in ("blockwise", "sdpa")]
+    torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match="'flash_attn' runs on CUDA, not on cpu"):
+        RewardModel(tiny_backbone(), attention="flash_attn").score(batch)
+    with pytest.raises(ConfigError, match="no attention backend is called 'fast'"):
+        RewardModel(tiny_backbone(), attention="fast")
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_conversation_beyond_the_window_is_computed_with_it(layout: str) -> None:
+    groups = random_groups([(8, (4, 5))])
+    batch = pack(groups)
+    plain = tiny_backbone("mistral", sliding_window=6).eval()
+    windowless = scores_alone(tiny_backbone("mistral").eval(), groups, batch)
+    alone = scores_alone(plain, groups, batch)
+    assert (alone - windowless).abs().min() > 1e-3
+    scores = RewardModel(plain, layout=layout).eval().score(batch)
+    torch.testing.assert_close(scores, alone, rtol=1e-5, atol=1e-5)

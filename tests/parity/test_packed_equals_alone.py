@@ -10,13 +10,21 @@ import copy
 import gzip
 import itertools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import SHAPES, byte_tokenizer, conversations_of, random_groups, scores_alone, tiny_backbone
+from tiny_models import (
+    SHAPES,
+    byte_tokenizer,
+    compare_gradients,
+    conversations_of,
+    gradients_of,
+    random_groups,
+    scores_alone,
+    tiny_backbone,
+)
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
@@ -24,30 +32,24 @@ from transformers import PreTrainedModel
 from xrlhf.data.encoding import GroupEncoder
 from xrlhf.data.map_fns import hh_map_fn
 from xrlhf.data.packing import pack
-from xrlhf.errors import ModelError
 from xrlhf.losses import RankingLoss
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import prepare_tokenizer
 from xrlhf.structures import PackedBatch, TokenizedGroup
 
-PACKING_FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "opt", "gpt2", "gpt_neox", "gemma", "mixtral"]
-
-
-def compare_gradients(got: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor | None]) -> None:
-    """Every gradient differs by at most 1e-5 of the norm of all gradients together."""
-    norm = torch.stack([g.norm() for g in wanted.values() if g is not None]).norm()
-    assert norm > 1e-3
-    assert got.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        if gradient is None:
-            # A parameter the plain forward never reaches.
-            assert got[name] is None or not got[name].any(), name
-        else:
-            assert (got[name] - gradient).norm() <= 1e-5 * norm, name
-
-
-def gradients_of(model: nn.Module) -> dict[str, Tensor | None]:
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+PACKING_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "gemma"]},
+    **{family: (family, {}) for family in ["gemma2", "gemma3_text", "gpt_oss", "mixtral", "mistral"]},
+    "mistral, a window": ("mistral", {"sliding_window": 6}),
+    "qwen2, a window in one layer": (
+        "qwen2",
+        {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    "gemma2, windows and soft caps": ("gemma2", {"sliding_window": 5, "attn_logit_softcapping": 0.7}),
+    "gemma3, windows": ("gemma3_text", {"sliding_window": 7}),
+    "gpt_oss, windows and sinks": ("gpt_oss", {"sliding_window": 4}),
+}
+"""What is packed, each with a model type and options; the windows are shorter than most conversations."""
 
 
 def packed_and_alone(
@@ -70,20 +72,50 @@ def packed_and_alone(
     return model, plain, batch
 
 
-@pytest.mark.parametrize("family", PACKING_FAMILIES)
-def test_scores_and_gradients(family: str) -> None:
+@pytest.mark.parametrize("name", PACKING_FAMILIES)
+def test_scores_and_gradients(name: str) -> None:
     """Five groups of two to four responses; training mode, with the dropout that gpt2, opt and others come with."""
-    model, plain, _ = packed_and_alone(tiny_backbone(family), random_groups())
+    family, config = PACKING_FAMILIES[name]
+    model, plain, _ = packed_and_alone(tiny_backbone(family, **config), random_groups())
     compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
 
 
-def test_a_window_as_long_as_the_longest_conversation() -> None:
-    """The longest one has 12 + 8 tokens; transformers applies its window, packed attention knows that it need not."""
+@pytest.mark.parametrize("num_responses", [2, 4, 8])
+@pytest.mark.parametrize("name", ["llama", "gemma2, windows and soft caps", "gpt_oss, windows and sinks", "mixtral"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_group_sizes(name: str, num_responses: int, checkpointing: bool) -> None:
+    """K answers to a prompt of 9, each of another length."""
+    family, config = PACKING_FAMILIES[name]
+    groups = random_groups([(9, tuple(range(1, num_responses + 1))), (2, tuple(range(num_responses, 0, -1)))])
+    backbone = tiny_backbone(family, **config)
+    model, plain, _ = packed_and_alone(backbone, groups, gradient_checkpointing=checkpointing)
+    compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2, windows and soft caps", "gpt_oss, windows and sinks"])
+def test_bfloat16_within_its_rounding(name: str) -> None:
+    """Packed in bfloat16 is about as far from float32 as the plain model in bfloat16 is."""
+    family, config = PACKING_FAMILIES[name]
+    groups = random_groups()
+    backbone = tiny_backbone(family, **config)
+    plain = copy.deepcopy(backbone).eval()
+    batch = pack(groups)
+    model = RewardModel(backbone, precision="bfloat16").eval()
+    with torch.no_grad():
+        exact = scores_alone(plain, groups, batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = scores_alone(plain, groups, batch).float()
+        packed_error = (model.score(batch) - exact).square().mean().sqrt()
+        plain_error = (rounded - exact).square().mean().sqrt()
+    assert 0 < packed_error < 1.5 * plain_error
+
+
+@pytest.mark.parametrize("window", [20, 19, 5])
+def test_windows(window: int) -> None:
+    """The longest conversation has 12 + 8 tokens; a window counts over the prompt and the response as over one text."""
     assert max(prompt + size for prompt, sizes in SHAPES for size in sizes) == 20
-    model, plain, _ = packed_and_alone(tiny_backbone("mistral", sliding_window=20), random_groups())
+    model, plain, _ = packed_and_alone(tiny_backbone("mistral", sliding_window=window), random_groups())
     compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
-    with pytest.raises(ModelError, match="within a window of 19 tokens"):
-        packed_and_alone(tiny_backbone("mistral", sliding_window=19), random_groups())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

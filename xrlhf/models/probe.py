@@ -1,24 +1,71 @@
-"""A start-up probe: does this architecture give the same hidden states packed as alone?"""
+"""A start-up probe: in which layout does this architecture give the hidden states that it gives alone?"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xrlhf.data.packing import pack
-from xrlhf.errors import ModelError
+from xrlhf.data.padding import unpack
+from xrlhf.errors import ModelError, error_line
+from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.loading import embedding_weight
-from xrlhf.models.location import error_line
-from xrlhf.ops.attention import ATTENTION_NAME, register_segment_attention
+from xrlhf.ops.attention import register_segment_attention
 from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
 
-__all__ = ["check_packing"]
+__all__ = ["LAYOUTS", "check_packing", "check_padding", "choose_layout"]
+
+logger = logging.getLogger("xrlhf")
+
+LAYOUTS = ("auto", "packed", "padded")
+"""How groups are given to a model: chosen by the probe, in one packed row, or one conversation a row."""
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.1
 _MODEL_FAILURES = (ModelError, TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError)
+
+
+def choose_layout(
+    model: PreTrainedModel, head: nn.Module | None = None, *, layout: str = "auto", static_shapes: bool = False
+) -> str:
+    """``"packed"`` where that is right for this model and device, else ``"padded"``; what is returned has been checked.
+
+    Args:
+        model: As in :func:`check_packing`.
+        head: As in :func:`check_packing`.
+        layout: ``"packed"`` or ``"padded"`` to have that and nothing else checked.
+        static_shapes: The device compiles a program for every shape, so packed rows are out of the question.
+
+    Raises:
+        ModelError: An unknown layout, or neither is right for this model.
+    """
+    if layout not in LAYOUTS:
+        raise ModelError(f"layout must be 'auto', 'packed' or 'padded', got {layout!r}")
+    name = type(model).__name__
+    if layout == "auto" and not static_shapes:
+        try:
+            check_packing(model, head)
+        except ModelError as error:
+            obstacle = error
+        else:
+            return "packed"
+        check_padding(model, head)
+        logger.warning("%s; it runs on padded rows instead: prompts are repeated for every response", obstacle)
+    elif layout == "packed":
+        check_packing(model, head)
+        return "packed"
+    else:
+        check_padding(model, head, static_shapes=static_shapes)
+        reason = "the recipe says layout='padded'" if layout == "padded" else "the device needs static shapes"
+        logger.info("%s runs on padded rows, prompts repeated for every response: %s", name, reason)
+    return "padded"
 
 
 @torch.no_grad()
@@ -40,32 +87,88 @@ def check_packing(model: PreTrainedModel, head: nn.Module | None = None) -> None
     name = type(model).__name__
     groups = _two_groups(model)
     batch = pack(groups).to(embedding_weight(model).device)
-    before, was_training = model.config._attn_implementation, model.training
-    model.eval()
-    try:
+    with _evaluating(model):
+        alone = _last_hidden_states_alone(model, head, groups)
+        before = model.config._attn_implementation
         try:
-            alone = _last_hidden_states_alone(model, head, groups)
-        except _MODEL_FAILURES as error:
-            raise ModelError(f"{name} cannot read a plain sequence of tokens: {error_line(error)}") from error
-        try:
-            model.set_attn_implementation(register_segment_attention())
-            if model.config._attn_implementation != ATTENTION_NAME:
+            attention = register_segment_attention()
+            with _quiet_transformers():
+                model.set_attn_implementation(attention)
+            if model.config._attn_implementation != attention:
                 raise ModelError("its attention cannot be replaced")
             packed = _last_hidden_states_packed(model, batch)
         except _MODEL_FAILURES as error:
             raise ModelError(f"{name} cannot be trained on packed groups: {error_line(error)}") from error
-    finally:
-        if model.config._attn_implementation != before:
-            model.set_attn_implementation(before or "eager")
-        model.train(was_training)
-    if alone.shape != packed.shape:
-        raise ModelError(f"{name} changes the hidden state of the last token before its head reads it")
-    difference = float(((packed - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-6)).max())
+        finally:
+            if model.config._attn_implementation != before:
+                model.set_attn_implementation(before or "eager")
+    difference = _difference(model, packed, alone)
     if not difference <= _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
         raise ModelError(
             f"{name} gives other hidden states when groups are packed (relative difference {difference:.2g}), so "
             "training on packed groups would be wrong for it"
         )
+
+
+@torch.no_grad()
+def check_padding(model: PreTrainedModel, head: nn.Module | None = None, *, static_shapes: bool = False) -> None:
+    """Run conversations of different length padded on the right in one batch and each alone, and compare.
+
+    Args:
+        model: As in :func:`check_packing`; keeps its own attention.
+        head: As in :func:`check_packing`.
+        static_shapes: Pad as for a device that needs them.
+
+    Raises:
+        ModelError: The architecture lets padding change what stands before it, or changes the hidden states before
+            its head.
+    """
+    name = type(model).__name__
+    groups = _two_groups(model)
+    batch = pack(groups).to(embedding_weight(model).device)
+    with _evaluating(model):
+        alone = _last_hidden_states_alone(model, head, groups)
+        try:
+            rows = unpack(
+                batch, static=static_shapes, max_length=getattr(model.config, "max_position_embeddings", None)
+            )
+            padded = padded_states(model, rows.slices[0]).index_select(0, rows.row_of.flatten()).float()
+        except _MODEL_FAILURES as error:
+            raise ModelError(f"{name} cannot be trained on padded rows: {error_line(error)}") from error
+    difference = _difference(model, padded, alone)
+    if not difference <= _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
+        raise ModelError(
+            f"{name} gives other hidden states when rows are padded on the right, or changes them before its head "
+            f"reads them (relative difference {difference:.2g}), so it cannot be a reward model here"
+        )
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the warning that an attention cannot be set: that is what is being found out."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _difference(model: PreTrainedModel, got: Tensor, alone: Tensor) -> float:
+    """The largest distance of two states, relative to the size of the one computed alone."""
+    if alone.shape != got.shape:
+        raise ModelError(f"{type(model).__name__} changes the hidden state of the last token before its head reads it")
+    return float(((got - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-6)).max())
 
 
 def _two_groups(model: PreTrainedModel) -> list[TokenizedGroup]:
@@ -82,6 +185,15 @@ def _two_groups(model: PreTrainedModel) -> list[TokenizedGroup]:
 
 def _last_hidden_states_alone(model: PreTrainedModel, head: nn.Module | None, groups: list[TokenizedGroup]) -> Tensor:
     """(responses, H) float32: what the head reads, or the backbone gives, for every conversation run by itself."""
+    try:
+        return _run_alone(model, head, groups)
+    except _MODEL_FAILURES as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot read a plain sequence of tokens: {error_line(error)}"
+        ) from error
+
+
+def _run_alone(model: PreTrainedModel, head: nn.Module | None, groups: list[TokenizedGroup]) -> Tensor:
     device = embedding_weight(model).device
     seen: list[Tensor] = []
 
@@ -109,15 +221,8 @@ def _last_hidden_states_alone(model: PreTrainedModel, head: nn.Module | None, gr
 def _last_hidden_states_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """(responses, H) float32: the hidden state at the end of every response of a packed row."""
     calls: list[str] = []
-    states = getattr(model, model.base_model_prefix)(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        segments=batch.segments,
-        segment_calls=calls,
-    ).last_hidden_state
+    states = packed_states(model, batch, segment_calls=calls)
     num_layers = getattr(model.config, "num_hidden_layers", 1)
     if len(calls) < num_layers:
         raise ModelError(f"only {len(calls)} of its {num_layers} layers have attention that can be replaced")
-    return states[0, batch.last_index.flatten()].float()
+    return states.float()

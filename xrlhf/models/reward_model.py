@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from xrlhf.data.padding import unpack
 from xrlhf.errors import ModelError
 from xrlhf.losses.statistics import pair_statistics
+from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.loading import disable_dropout, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
-from xrlhf.models.probe import check_packing
+from xrlhf.models.probe import choose_layout
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import LOSSES, MODELS
 from xrlhf.structures import LossOutput, PackedBatch
@@ -42,9 +45,22 @@ class RewardModel(nn.Module):
         precision: ``"float32"``, or ``"bfloat16"`` / ``"float16"`` for autocast around the backbone; the head always
             computes in float32. Training, validation and scoring share it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        layout: ``"packed"`` computes every prompt once; ``"padded"`` gives every response a row of its own, which
+            costs more and leaves the model its own attention; ``"auto"`` packs where a check at the start finds that
+            right for the model.
+        static_shapes: The device compiles a program for every shape: pad to a short list of shapes.
+        attention: What computes the attention of packed rows: ``"auto"`` for the best that fits device and model, or
+            one of :data:`xrlhf.ops.attention.BACKENDS` by name.
+
+    Attributes:
+        layout: The layout that was chosen.
+        single_forward: Run every micro-batch in one forward pass, for strategies in which all processes must make
+            equally many. Padded rows run in several otherwise, each about as large as the packed row, and all but
+            the last are computed again in the backward pass, so that they need no more memory than packing would.
 
     Raises:
-        ModelError: The backbone cannot be packed, or does not fit the tokenizer.
+        ModelError: The backbone can be used in neither layout or not in the one asked for, or does not fit the
+            tokenizer.
     """
 
     def __init__(
@@ -57,6 +73,9 @@ class RewardModel(nn.Module):
         lora: Mapping[str, Any] | None = None,
         precision: str = "float32",
         gradient_checkpointing: bool = False,
+        layout: str = "auto",
+        static_shapes: bool = False,
+        attention: str = "auto",
     ) -> None:
         super().__init__()
         if isinstance(backbone, Mapping):
@@ -69,8 +88,13 @@ class RewardModel(nn.Module):
         self.head_name, head = score_head(backbone)
         head.float()
         disable_dropout(backbone)
-        check_packing(backbone, head)
-        backbone.set_attn_implementation(register_segment_attention())
+        self.layout = choose_layout(backbone, head, layout=layout, static_shapes=static_shapes)
+        self.static_shapes = static_shapes
+        self.single_forward = False
+        segment_attention = register_segment_attention(attention)
+        if self.layout == "packed":
+            backbone.set_attn_implementation(segment_attention)
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             if not backbone.supports_gradient_checkpointing:
                 raise ModelError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out")
@@ -90,36 +114,43 @@ class RewardModel(nn.Module):
 
     @property
     def max_conversation_length(self) -> int | None:
-        """Most tokens of one conversation that the model can read: its positions or, if shorter, its attention window.
-
-        None where the model names no limit.
-        """
+        """Most tokens of a conversation that the model reads as it reads it alone; None where it names no limit."""
         config = self.hf_model.config
-        limits = [getattr(config, "max_position_embeddings", None)]
-        # Layers that look back a shorter way are not computed by packed attention beyond that way.
-        if any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding_attention"]):
-            limits.append(getattr(config, "sliding_window", None))
+        limits = [getattr(config, "max_position_embeddings", None), _end_of_short_rope(config)]
         return min((limit for limit in limits if limit), default=None)
 
     def score(self, batch: PackedBatch) -> Tensor:
         """Scores of all responses: (G, K) float32, 0 where the response does not exist."""
-        model = self.hf_model
         device_type = batch.input_ids.device.type
         autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.precision is not torch.float32:
             autocast = torch.autocast(device_type, dtype=self.precision)
         with autocast:
-            hidden = getattr(model, model.base_model_prefix)(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                attention_mask=None,
-                use_cache=False,
-                segments=batch.segments,
-            ).last_hidden_state
-        scored = hidden[0, batch.last_index.flatten()]
+            if self.layout == "packed":
+                states = packed_states(self.hf_model, batch)
+            else:
+                states = self._states_of_padded_rows(batch)
         with torch.autocast(device_type, enabled=False):
-            scores = getattr(model, self.head_name)(scored.float()).view(batch.last_index.shape)
+            scores = getattr(self.hf_model, self.head_name)(states.float()).view(batch.last_index.shape)
         return torch.where(batch.response_mask, scores, scores.new_zeros(()))
+
+    def _states_of_padded_rows(self, batch: PackedBatch) -> Tensor:
+        """(G * K, H), of any row where there is no response."""
+        model = self.hf_model
+        padded = unpack(
+            batch,
+            max_tokens=None if self.single_forward else batch.num_tokens,
+            static=self.static_shapes,
+            max_length=getattr(model.config, "max_position_embeddings", None),
+        )
+        # A model that recomputes its layers keeps so little of each slice that the slices need not be.
+        recompute = torch.is_grad_enabled() and not self.gradient_checkpointing
+        states = [
+            checkpoint(padded_states, model, rows, use_reentrant=False) if recompute else padded_states(model, rows)
+            for rows in padded.slices[:-1]
+        ]
+        states.append(padded_states(model, padded.slices[-1]))
+        return torch.cat(states).index_select(0, padded.row_of.flatten())
 
     def forward(self, batch: PackedBatch) -> LossOutput:
         """Loss and metrics of a micro-batch, summed over its groups."""
@@ -151,6 +182,18 @@ class RewardModel(nn.Module):
         if not self.hf_model.config._name_or_path or not base_is_untouched(self.backbone):
             return names
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _end_of_short_rope(config: PreTrainedConfig) -> int | None:
+    """Where rotary positions of two sets change from one to the other; None for other kinds.
+
+    Which set a row gets follows from the longest conversation beside it, so beyond that length the score of one would
+    depend on its neighbours (Phi-3; "longrope" in transformers, modeling_rope_utils.py).
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
 
 
 def _build_loss(spec: Any) -> nn.Module:

@@ -65,7 +65,7 @@ def test_registering_twice_changes_nothing() -> None:
     from transformers import AttentionInterface
 
     assert register_segment_attention() == register_segment_attention() == ATTENTION_NAME
-    assert register_segment_attention("sdpa") == f"{ATTENTION_NAME}_sdpa"
+    assert register_segment_attention("flash_attn") == f"{ATTENTION_NAME}_0"
     assert AttentionInterface().get_interface(ATTENTION_NAME, None).keywords == {"backend": "auto"}
 
 

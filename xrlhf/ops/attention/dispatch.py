@@ -153,6 +153,7 @@ def register_segment_attention(backend: str = "auto") -> str:
 
     if backend != "auto" and backend not in BACKENDS:
         raise ConfigError(f"no attention backend is called {backend!r}: choose 'auto' or one of {', '.join(BACKENDS)}")
-    name = ATTENTION_NAME if backend == "auto" else f"{ATTENTION_NAME}_{backend}"
+    # By number: transformers treats whatever has "flash" in its name as a kernel of its own.
+    name = ATTENTION_NAME if backend == "auto" else f"{ATTENTION_NAME}_{list(BACKENDS).index(backend)}"
     AttentionInterface.register(name, partial(_registered_attention, backend=backend))
     return name

@@ -1,0 +1,54 @@
+"""The hidden states that a score is read from, by the layout of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from xrlhf.structures import PackedBatch, PaddedRows
+
+__all__ = ["packed_states", "padded_states"]
+
+
+def packed_states(model: PreTrainedModel, batch: PackedBatch, **extra: Any) -> Tensor:
+    """The state of the last token of every response of a packed row.
+
+    Args:
+        model: A transformers model with segment attention set on it.
+        batch: On the model's device.
+        extra: More for the attention function.
+
+    Returns:
+        (G * K, H), of the row's first token where there is no response.
+    """
+    hidden = getattr(model, model.base_model_prefix)(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=None,
+        use_cache=False,
+        segments=batch.segments,
+        **extra,
+    ).last_hidden_state
+    return hidden[0, batch.last_index.flatten()]
+
+
+def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Tensor:
+    """The state of the last token of every row.
+
+    Positions are left to the model: with padding on the right every token stands where it stands alone, in whichever
+    way a family counts.
+
+    Args:
+        model: A transformers model with an attention of its own.
+        rows: On the model's device.
+
+    Returns:
+        (R, H).
+    """
+    hidden = getattr(model, model.base_model_prefix)(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
+    ).last_hidden_state
+    return hidden[torch.arange(len(rows.last_index), device=hidden.device), rows.last_index]
