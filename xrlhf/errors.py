@@ -18,6 +18,7 @@ __all__ = [
     "TrainingError",
     "UserError",
     "XrlhfError",
+    "error_line",
 ]
 
 
@@ -59,3 +60,9 @@ class MissingExtraError(UserError):
 
 class TrainingError(XrlhfError):
     """A run that had started must stop, for instance at a non-finite loss."""
+
+
+def error_line(error: BaseException, limit: int = 300) -> str:
+    """The message of a library's error on one line, cut after ``limit`` characters; its class where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -3,12 +3,13 @@
 from mmengine.hooks import ParamSchedulerHook, RuntimeInfoHook
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
-from xrlhf.engine.hooks import CurvesHook, StepCheckpointHook, StepLoggerHook, StepTimerHook
+from xrlhf.engine.hooks import CurvesHook, StepCheckpointHook, StepLoggerHook, StepTimerHook, ThroughputHook
 from xrlhf.engine.logging import StepLogProcessor
 
 default_hooks = dict(
     runtime_info=dict(type=RuntimeInfoHook),
     timer=dict(type=StepTimerHook),
+    throughput=dict(type=ThroughputHook),
     sampler_seed=None,
     logger=dict(type=StepLoggerHook, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),

@@ -100,6 +100,19 @@ def test_a_seed_decides_all_generators(seed: int) -> None:
     assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
+def test_the_matrix_rate_is_measured_once() -> None:
+    """No generator changes, and the second answer is the first."""
+    cpu = CpuDevice()
+    cpu.seed_all(3)
+    expected = draws()
+    cpu.seed_all(3)
+    rate = cpu.matrix_rate(torch.float32)
+    assert draws() == expected
+    assert 1e7 < rate < 1e15
+    assert cpu.matrix_rate(torch.float32) == rate
+    assert cpu.matrix_rate(torch.float64) != rate
+
+
 # ---------------------------------------------------------------- accelerators, with a module of torch that is made up
 
 
@@ -151,3 +164,6 @@ def test_a_real_gpu() -> None:
     gpu.synchronize()
     assert gpu.peak_memory_mib() >= tensor.numel() * 4 / 2**20
     assert "cuda:0" in gpu.describe()
+    generator = torch.cuda.get_rng_state()
+    assert 1e11 < gpu.matrix_rate(torch.float32) < gpu.matrix_rate(torch.bfloat16) < 1e16
+    assert torch.equal(torch.cuda.get_rng_state(), generator)

@@ -140,7 +140,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CheckpointError) as error:
         save_checkpoint(state(), tmp_path / "iter_2.pth")
     assert str(error.value).startswith(
-        f"checkpoint {tmp_path / 'iter_2.pth'} could not be written (the writer gave up); "
+        f"checkpoint {tmp_path / 'iter_2.pth'} could not be written (the writer gave up and says why); "
     )
     assert str(error.value).endswith(" MiB are free there; earlier checkpoints are untouched")
     assert names(tmp_path) == before
@@ -245,10 +245,11 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    kept = [*names(tmp_path), "notes.json", "notes.tmp", "iter_5.pth.bak"]
-    for name in ("notes.json", "notes.tmp", "iter_5.pth.bak"):
-        (tmp_path / name).touch()
-    for name in ("iter_2.pth.tmp", "iter_2.pth.json.tmp", "last_checkpoint.tmp", "iter_3.pth.json"):
+    # The scores may be those of another command that is at work.
+    others = ["notes.json", "notes.tmp", "iter_5.pth.bak", ".scores.jsonl.12.tmp"]
+    kept = [*names(tmp_path), *others]
+    cut_off = ["iter_2.pth.tmp", "iter_2.pth.json.tmp", "last_checkpoint.tmp", "iter_3.pth.json"]
+    for name in [*others, *cut_off, ".data_report.json.12.tmp", ".curves.png.345.tmp", ".tiny.py.6.tmp"]:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def test_two_processes_equal_one_and_take_turns_with_it(
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stdout + two.stderr
     assert "strategy DDPStrategy, 2 process(es)" in two.stdout
+    assert re.search(r"matrix products: [\d.,]+ GFLOP/s in float32 on each of 2 processes, the rate mfu is", two.stdout)
     assert two.stderr == ""
     last = "iter_20.pth"
     assert largest_difference(tmp_path / "one" / last, tmp_path / "two" / last) < 1e-6

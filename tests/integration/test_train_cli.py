@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 FIELDS = [
     *("lr", "eta", "time", "data_time", "memory", "loss", "acc", "margin", "chosen_score_mean", "rejected_score_mean"),
-    *("num_samples", "num_tokens", "grad_norm", "tokens_per_second"),
+    *("num_samples", "num_tokens", "grad_norm", "tokens_per_second", "groups_per_second", "mfu"),
 ]
 
 
@@ -39,6 +39,7 @@ def test_the_training_lines(unbroken: FinishedRun) -> None:
         names = re.findall(r"(\w+): ", line.partition("]")[2])
         assert names == FIELDS
         assert re.search(r"num_samples: 8  num_tokens: \d+  ", line)
+        assert re.search(r"tokens_per_second: \d+  groups_per_second: \d+\.\d{4}  mfu: 0\.\d{4}$", line)
     losses = [float(re.search(r" loss: ([\d.]+)", line).group(1)) for line in lines]  # type: ignore[union-attr]
     assert losses[-1] < losses[0]
 
@@ -58,6 +59,7 @@ def test_the_rest_of_the_log(unbroken: FinishedRun) -> None:
     log = unbroken.log
     assert "device cpu (" in log
     assert "strategy SingleStrategy, 1 process(es)" in log
+    assert re.search(r"matrix products: [\d.,]+ GFLOP/s in float32, the rate mfu is measured against", log)
     assert "1,104 of them trained; 20 steps of 8 groups, 64 groups in the data; files go to " in log
     assert [int(step) for step in re.findall(r"saved \S+/iter_(\d+)\.pth", log)] == [5, 10, 15, 20]
     assert f"curves drawn to {unbroken.work_dir / 'curves.png'}" in log
@@ -116,7 +118,9 @@ def test_tensorboard_reads_the_curves(unbroken: FinishedRun) -> None:
     (folder,) = unbroken.work_dir.glob("*/vis_data")
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert {"loss", "lr", "acc", "grad_norm", "val/accuracy"} <= set(events.Tags()["scalars"])
+    assert {"loss", "lr", "acc", "grad_norm", "mfu", "groups_per_second", "val/accuracy"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [event.step for event in events.Scalars("loss")] == [5, 10, 15, 20]
     assert [event.step for event in events.Scalars("val/accuracy")] == [10, 20]
 

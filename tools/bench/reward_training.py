@@ -4,6 +4,8 @@ Both sides train a Llama with random weights on the same rows in the same order.
 losses must agree; then timed runs, alternating. Example:
 
     python tools/bench/reward_training.py --data harmless-base.jsonl.gz --tokenizer tokenizer.json
+
+With --sweep, the same over prompts, answers and group sizes made to measure, to see how cost grows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measure import Outcome, machine_line, matrix_rate, run_side, spread, table
 from peer_env import peer_python
-from workload import LLAMA_25M, hh_conversations, write_model, write_rows
+from workload import LLAMA_25M, hh_conversations, random_conversations, write_model, write_rows
 
 from xrlhf.data.encoding import GroupEncoder
 from xrlhf.data.map_fns import conversation_pair_map_fn
@@ -47,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--sweep", action="store_true", help="vary prompt length, answer length and group size instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "reward_training")
     return parser.parse_args()
 
@@ -82,6 +85,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     python = peer_python("trl", [f"torch=={torch.__version__.split('+')[0]}", *PEER], options.out.parent / "peers")
     print(machine_line())
+    if options.sweep:
+        return sweep(options, python)
     model = options.out / "model"
     tokenizer, backbone = write_model(model, options.tokenizer, LLAMA_25M)
     num_pairs = options.steps * options.pairs_per_step
@@ -185,6 +190,81 @@ def plot(speeds: dict[str, list[float]], path: Path) -> None:
     axes.set_xticks(range(len(speeds)), list(speeds))
     axes.set_ylabel("pairs a second")
     axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+SWEEP = [
+    *[("prompt", prompt, 64, 2) for prompt in (32, 128, 512)],
+    *[("answer", 128, answer, 2) for answer in (16, 64, 256)],
+    *[("group", 256, 64, size) for size in (2, 4, 8, 16)],
+]
+"""What varies, tokens of a prompt, tokens of an answer, answers to a prompt."""
+SWEEP_CONVERSATIONS = 16
+SWEEP_STEPS = 4
+
+
+def sweep(options: argparse.Namespace, python: Path) -> int:
+    """Conversations a second of both sides over made-up groups; a peer that knows pairs gets a group as pairs."""
+    model = options.out / "model"
+    tokenizer, _ = write_model(model, options.tokenizer, LLAMA_25M)
+    rows = []
+    for number, (varied, prompt, answer, size) in enumerate(SWEEP):
+        num_groups = SWEEP_CONVERSATIONS // size
+        groups = random_conversations(num_groups * SWEEP_STEPS, size, prompt, answer, tokenizer)
+        pairs = [
+            {"chosen": group["prompt"] + group["responses"][k], "rejected": group["prompt"] + group["responses"][k + 1]}
+            for group in groups
+            for k in range(0, size, 2)
+        ]
+        files = {"groups": options.out / f"sweep_{number}_groups.jsonl", "pairs": options.out / f"sweep_{number}.jsonl"}
+        write_rows(files["groups"], groups)
+        write_rows(files["pairs"], pairs)
+        job = {
+            "model": str(model),
+            "max_length": 4096,
+            "token_budget": options.token_budget,
+            "lr": 1e-4,
+            "device": options.device,
+            "dtype": options.dtype,
+            "steps": SWEEP_STEPS,
+        }
+        ours = {"data": str(files["groups"]), "pairs_per_step": num_groups, "map_fn": "ranked_map_fn"}
+        theirs = {"data": str(files["pairs"]), "pairs_per_step": SWEEP_CONVERSATIONS // 2, "trl_defaults": False}
+        sides = {
+            "xrlhf": ([sys.executable, str(SIDES / "xrlhf_reward.py")], ours),
+            "TRL": ([str(python), str(SIDES / "trl_reward.py")], {**theirs, "batch": SWEEP_CONVERSATIONS // 2}),
+        }
+        speeds = {}
+        for name, (command, extra) in sides.items():
+            side = f"sweep_{_slug(name)}_{number}"
+            outcome = run_side(command, {**job, **extra}, options.out, side, options.threads)
+            speeds[name] = SWEEP_CONVERSATIONS / statistics.median(outcome.values["step_seconds"])
+        ratio = speeds["xrlhf"] / speeds["TRL"]
+        figures = [f"{value:.3g}" for value in (*speeds.values(), ratio)]
+        rows.append([varied, str(prompt), str(answer), str(size), *figures])
+        print("  " + ", ".join(rows[-1]), flush=True)
+    header = ["varied", "prompt", "answer", "group", "xrlhf, conversations/s", "TRL batch 8", "ratio"]
+    text = table(header, rows)
+    print("\n" + text)
+    (options.out / "sweep.md").write_text(text + "\n", encoding="utf-8")
+    plot_sweep(rows, options.out / "sweep.png")
+    return 0
+
+
+def plot_sweep(rows: list[list[str]], path: Path) -> None:
+    """One panel for what is varied, both sides in each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    panels = {"prompt": ("tokens of the prompt", 1), "answer": ("tokens of an answer", 2), "group": ("answers", 3)}
+    for axes, (varied, (label, column)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        chosen = [row for row in rows if row[0] == varied]
+        for name, place in (("xrlhf", 4), ("TRL batch 8", 5)):
+            axes.plot([int(row[column]) for row in chosen], [float(row[place]) for row in chosen], "o-", label=name)
+        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("conversations a second")
+    figure.axes[0].legend()
     figure.savefig(path, dpi=120)
 
 

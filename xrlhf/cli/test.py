@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,6 +10,7 @@ import typer
 
 from xrlhf.cli.options import CfgOptions, ConfigName, DeviceName, Overrides, read_recipe
 from xrlhf.errors import UserError
+from xrlhf.files import replacing
 
 __all__ = ["test"]
 
@@ -46,10 +46,8 @@ def test(
 
 
 def _write(metrics: dict[str, float], out: Path) -> None:
-    aside = out.with_name(out.name + ".tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, out)
+        with replacing(out) as aside:
+            aside.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error

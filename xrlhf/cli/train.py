@@ -64,7 +64,7 @@ def train(
     from xrlhf.engine.launch import num_processes_asked_for, relaunch_command, run_processes
 
     wanted = num_processes_asked_for() if launcher == "none" else 0
-    if not dry_run and launcher == "none" and (command := relaunch_command(ctx.obj)):
+    if wanted and not dry_run and (command := relaunch_command(ctx.obj)):
         return run_processes(command)
     # Silences a per-process warning of tokenizers; the data layer decides on its own processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -80,16 +80,15 @@ def train(
     from xrlhf.engine.build import build_runner
     from xrlhf.engine.launch import Ranks, leave_process_group, ranks_from_environment, start_process_group
 
+    # Only a dry run comes here with processes asked for: it stands for all that would be started.
+    ranks = Ranks(world_size=wanted, launcher="pytorch") if wanted else ranks_from_environment(launcher)
+    chosen = find_device(device or recipe.get("device"))
     if dry_run:
         from xrlhf.engine.dry_run import dry_run as report
 
-        ranks = Ranks(world_size=wanted, launcher="pytorch") if wanted else ranks_from_environment(launcher)
-        chosen = find_device(device or recipe.get("device"))
         for line in report(recipe, ranks, chosen) if ranks.rank == 0 else ():
             typer.echo(line)
         return 0
-    ranks = ranks_from_environment(launcher)
-    chosen = find_device(device or recipe.get("device"))
     start_process_group(chosen, ranks)
     runner = None
     try:

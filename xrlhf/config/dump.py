@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xrlhf.config.literals import to_literals
 from xrlhf.config.secrets import mask_secrets
 from xrlhf.errors import ConfigError
+from xrlhf.files import replacing
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -59,13 +60,10 @@ def dump_recipe(cfg: Config | Mapping[str, Any], path: str | os.PathLike[str]) -
     if target.suffix != ".py":
         raise ConfigError(f"{target}: a recipe is a Python file; its name must end in .py")
     text = recipe_text(cfg)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, target)
+        with replacing(target) as aside:
+            aside.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise ConfigError(f"{target}: cannot be written: {error.strerror}") from error
 
 

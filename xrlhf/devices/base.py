@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from xrlhf.devices.matrix_rate import measure_matrix_rate
+
 __all__ = ["Device"]
 
 
@@ -19,13 +21,16 @@ class Device:
     Attributes:
         type: The name torch knows it by.
         collective_backend: The process-group backend of its tensors.
+        static_shapes: Whether it compiles a program for every shape of tensor, so that there should be few.
     """
 
     type: str = "cpu"
     collective_backend: str = "gloo"
+    static_shapes: bool = False
 
     def __init__(self) -> None:
         self.index: int | None = None
+        self._matrix_rates: dict[torch.dtype, float] = {}
 
     @classmethod
     def is_available(cls) -> bool:
@@ -69,6 +74,15 @@ class Device:
     def peak_memory_mib(self) -> float:
         """Most memory in use at once so far, MiB: of the device, or of the process where they are the same."""
         raise NotImplementedError
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """Floating-point operations a second in products of matrices of ``dtype``: measured once, then remembered.
+
+        What else the device does meanwhile lowers it. No generator of random numbers changes.
+        """
+        if dtype not in self._matrix_rates:
+            self._matrix_rates[dtype] = measure_matrix_rate(self.torch_device, dtype, self.synchronize)
+        return self._matrix_rates[dtype]
 
     def describe(self) -> str:
         """One line for logs and bug reports."""

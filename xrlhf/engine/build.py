@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_loggin
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
+from xrlhf.files import replacing
 from xrlhf.registry import DATASETS, MODELS, TOKENIZERS
 
 __all__ = [
@@ -271,7 +271,6 @@ def _report_data(parts: Parts, work_dir: Path) -> None:
     for split, dataset in loaders.items():
         for line in dataset.report_lines():
             logger.info("%s data: %s", split, line)
-    aside = work_dir / "data_report.json.tmp"
     report = {split: dataset.report() for split, dataset in loaders.items()}
-    aside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, work_dir / "data_report.json")
+    with replacing(work_dir / "data_report.json") as aside:
+        aside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from xrlhf.errors import CheckpointError
+from xrlhf.errors import CheckpointError, error_line
 
 __all__ = [
     "CheckpointFile",
@@ -45,7 +45,8 @@ LAST = "last_checkpoint"
 _NAME = re.compile(r"iter_(\d+)\.pth")
 _MANIFEST = ".json"
 _ASIDE = ".tmp"
-_LEFTOVER = re.compile(rf"(iter_\d+\.pth(\.json)?|{LAST})\.tmp")
+# The second half is what :func:`xrlhf.files.replacing` writes a run's other files to.
+_LEFTOVER = re.compile(rf"(iter_\d+\.pth(\.json)?|{LAST})\.tmp|\.(data_report\.json|curves\.png|.+\.py)\.\d+\.tmp")
 
 # Exact types: a subclass (a numpy float is one of float) is pickled as an object, which a safe load refuses.
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter)
@@ -139,7 +140,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         cause = (file.failure if file is not None else None) or error
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0.0
         raise CheckpointError(
-            f"checkpoint {path} could not be written ({_first_line(cause)}); {free:,.0f} MiB are free there; "
+            f"checkpoint {path} could not be written ({error_line(cause)}); {free:,.0f} MiB are free there; "
             "earlier checkpoints are untouched"
         ) from error
     try:
@@ -310,11 +311,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         unsafe = []
     if unsafe:
         return f"it holds {', '.join(unsafe[:3])}, and only tensors and plain values are read, for safety"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return error_line(error)
 
 
 def _sync_folder(folder: Path) -> None:

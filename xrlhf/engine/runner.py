@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from xrlhf.config.dump import dump_recipe, recipe_text
 from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_valid
-from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook
+from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook, ThroughputHook
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
@@ -25,6 +26,7 @@ logger = logging.getLogger("xrlhf")
 _DEFAULT_HOOKS = {
     "runtime_info": {"type": RuntimeInfoHook},
     "timer": {"type": StepTimerHook},
+    "throughput": {"type": ThroughputHook},
     "logger": {"type": StepLoggerHook},
     "param_scheduler": {"type": ParamSchedulerHook},
     "checkpoint": {"type": StepCheckpointHook},
@@ -97,10 +99,9 @@ class GroupRunner(FlexibleRunner):
         checkpoint = self.strategy.resume(str(path), check=check)
         meta = checkpoint["meta"]
         loop: GroupTrainLoop = self.train_loop
-        order = self._data_order()
-        if missing := [name for name in ("step", *order) if name not in meta]:
+        if missing := [name for name in ("step", *self._data_order) if name not in meta]:
             raise CheckpointError(f"{path} does not say its {missing[0]}: it can serve --load-from only")
-        for name, now in order.items():
+        for name, now in self._data_order.items():
             if meta[name] != now:
                 raise CheckpointError(
                     f"{path} was trained with {name}={meta[name]} and the recipe says {now}: the same data order "
@@ -142,8 +143,9 @@ class GroupRunner(FlexibleRunner):
         if loop.iter >= loop.max_iters:
             logger.info("all %d steps are done already: nothing is left to train", loop.max_iters)
 
+    @cached_property
     def _data_order(self) -> dict[str, Any]:
-        """What decides which groups a step holds, beside the step's number."""
+        """What decides which groups a step holds, beside the step's number; it sums over all groups of the data."""
         loader = self.train_loop.dataloader
         return {
             "seed": self.seed,
@@ -157,7 +159,7 @@ class GroupRunner(FlexibleRunner):
     def save_training_state(self, path: Path, step: int) -> None:
         """Save everything that going on after ``step`` steps needs."""
         self.strategy.save_checkpoint(
-            str(path), extra_ckpt={"meta": {"step": step, "recipe": recipe_text(self.cfg), **self._data_order()}}
+            str(path), extra_ckpt={"meta": {"step": step, "recipe": recipe_text(self.cfg), **self._data_order}}
         )
         logger.info("saved %s", path)
 

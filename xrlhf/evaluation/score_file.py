@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xrlhf.data.prefetch import prefetch
 from xrlhf.data.reasons import RowError
 from xrlhf.data.sources import RawRow, open_source
 from xrlhf.errors import DataError
 from xrlhf.evaluation.rows import is_single, scorable_group
 from xrlhf.evaluation.scorer import Scorer
+from xrlhf.files import replacing
 from xrlhf.progress import progress_bar
-from xrlhf.structures import Group
+from xrlhf.structures import Group, TokenizedGroup
 
 __all__ = ["ScoreSummary", "score_file"]
 
@@ -47,41 +47,40 @@ def score_file(scorer: Scorer, data: Path, out: Path, *, skip_bad: bool = False)
     if out.is_dir():
         raise DataError(f"{out} is a folder: name a file to write")
     summary = ScoreSummary()
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file, progress_bar("score", source.num_rows_hint(), "row") as bar:
-            for chunk in source.chunks(_CHUNK_ROWS):
-                rows = list(chunk.rows())
-                for raw, result in zip(rows, _score_rows(scorer, rows), strict=True):
+        with (
+            replacing(out) as aside,
+            aside.open("w", encoding="utf-8") as file,
+            progress_bar("score", source.num_rows_hint(), "row") as bar,
+        ):
+            # The next rows are read and tokenised while the device scores these.
+            for chunk in prefetch(
+                (_encode(scorer, list(chunk.rows())) for chunk in source.chunks(_CHUNK_ROWS)), ahead=1
+            ):
+                results = scorer.score_encoded([encoded for _, encoded in chunk])
+                for (raw, _), result in zip(chunk, results, strict=True):
                     _write(file, raw, result, summary, skip_bad)
-                bar.update(len(rows))
-        os.replace(aside, out)
+                bar.update(len(chunk))
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
     return summary
 
 
-def _score_rows(scorer: Scorer, rows: list[RawRow]) -> list[list[float] | RowError]:
-    results: list[list[float] | RowError] = []
-    groups: list[Group] = []
-    places: list[int] = []
-    for place, raw in enumerate(rows):
-        try:
-            if isinstance(raw.value, RowError):
-                raise raw.value
-            groups.append(scorable_group(raw.value))
-        except RowError as error:
-            results.append(error)
-            continue
-        places.append(place)
-        results.append([])
-    for place, scores in zip(places, scorer.score(groups), strict=True):
-        results[place] = scores
-    return results
+def _encode(scorer: Scorer, rows: list[RawRow]) -> list[tuple[RawRow, TokenizedGroup | RowError]]:
+    """Every row and its tokens, or the reason why it has none."""
+    groups = [_group_of(raw) for raw in rows]
+    encoded = iter(scorer.encode([group for group in groups if isinstance(group, Group)]))
+    tokens = [group if isinstance(group, RowError) else next(encoded) for group in groups]
+    return list(zip(rows, tokens, strict=True))
+
+
+def _group_of(raw: RawRow) -> Group | RowError:
+    if isinstance(raw.value, RowError):
+        return raw.value
+    try:
+        return scorable_group(raw.value)
+    except RowError as error:
+        return error
 
 
 def _write(file: Any, raw: RawRow, result: list[float] | RowError, summary: ScoreSummary, skip_bad: bool) -> None:

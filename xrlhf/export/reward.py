@@ -15,10 +15,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
-from xrlhf.errors import ModelError, UserError
+from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
 from xrlhf.models.loading import torch_dtype
-from xrlhf.models.location import error_line
 from xrlhf.models.reward_model import RewardModel
 
 __all__ = ["export_checkpoint", "save_reward_model"]

@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from xrlhf.errors import ModelError
-from xrlhf.models.location import error_line, pretrained_location
+from xrlhf.errors import ModelError, error_line
+from xrlhf.models.location import pretrained_location
 from xrlhf.registry import MODELS
 
 __all__ = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xrlhf.errors import ModelError
 
-__all__ = ["error_line", "pretrained_location"]
+__all__ = ["pretrained_location"]
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
@@ -31,9 +31,3 @@ def pretrained_location(path: str, what: str) -> str:
     if not _HUB_NAME.fullmatch(path):
         raise ModelError(f"no {what} at {path!r}: there is no such directory")
     return path
-
-
-def error_line(error: BaseException, limit: int = 300) -> str:
-    """The message of a library's error on one line, cut after ``limit`` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[:limit] + "..."

@@ -8,8 +8,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from xrlhf.errors import ModelError
-from xrlhf.models.location import error_line
+from xrlhf.errors import ModelError, error_line
 
 __all__ = ["add_lora", "base_is_untouched"]
 

@@ -12,8 +12,8 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from xrlhf.errors import ModelError
-from xrlhf.models.location import error_line, pretrained_location
+from xrlhf.errors import ModelError, error_line
+from xrlhf.models.location import pretrained_location
 from xrlhf.models.templates import TEMPLATES, give_template
 from xrlhf.registry import TOKENIZERS
 

@@ -72,6 +72,7 @@ def test_the_loss_is_the_mean_over_the_groups_of_the_step(tmp_path: Path) -> Non
     assert first["num_samples"] == 4.0
     assert first["num_tokens"] == pairs(4).num_tokens().sum()
     assert first["tokens_per_second"] > 0
+    assert first["groups_per_second"] / first["tokens_per_second"] == pytest.approx(4 / first["num_tokens"])
     assert first["memory"] > 10
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from toy import ToyModel, pairs, run_of, tiny_reward_model, train, weights_of
 
 from xrlhf.devices import CpuDevice
+from xrlhf.engine.hooks import ThroughputHook
 from xrlhf.engine.launch import Ranks, leave_process_group, start_process_group
 from xrlhf.engine.strategies import DDPStrategy
 from xrlhf.errors import CheckpointError, TrainingError
@@ -45,11 +47,10 @@ class HalfUsed(ToyModel):
 
 def strategy(folder: Path, name: str, **options: Any) -> DDPStrategy:
     return DDPStrategy(
-        device=CpuDevice(),
         work_dir=str(folder / name),
         env_kwargs={"launcher": "pytorch", "randomness": {"seed": 0}},
         experiment_name=name,
-        **options,
+        **{"device": CpuDevice(), **options},
     )
 
 
@@ -59,6 +60,37 @@ def message_of(call: Any, kind: type[Exception]) -> str:
     except kind as error:
         return str(error)
     return "no error"
+
+
+class RankDevice(CpuDevice):
+    """A CPU of 1 or 3 GFLOP/s."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        return (1 + 2 * self.rank) * 1e9
+
+
+def throughput(folder: Path, rank: int) -> tuple[dict[str, float], float]:
+    """What the loop says of a step of 3 groups, one of which is computed twice, and the share of the rate it had."""
+    run = run_of(
+        tiny_reward_model(),
+        pairs(3),
+        folder,
+        max_steps=1,
+        groups_per_step=3,
+        token_budget=1,
+        strategy=strategy(folder, "throughput", device=RankDevice(rank)),
+    )
+    run.train_loop, shares = run.loop, []
+    run.message_hub = SimpleNamespace(update_scalar=lambda name, value: shares.append(value))
+    hook = ThroughputHook()
+    hook.before_train(run)
+    (values,) = train(run)
+    hook.after_train_iter(run, 0, outputs=values)
+    return values, shares[0]
 
 
 def main() -> None:
@@ -88,6 +120,8 @@ def main() -> None:
         model, pairs(3), folder, max_steps=1, groups_per_step=3, token_budget=1, strategy=strategy(folder, "filler")
     )
     found["filler"] = (train(run)[0], model.weight.item())
+
+    found["throughput"] = throughput(folder, rank)
 
     run = run_of(
         HalfUsed(), pairs(), folder, max_steps=2, strategy=strategy(folder, "half", find_unused_parameters=True)

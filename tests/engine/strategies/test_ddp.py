@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from toy import pairs, run_of, tiny_reward_model, train, weights_of
 
 from xrlhf.engine.checkpoint import verify
+from xrlhf.models.flops import matrix_flops
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +82,18 @@ def test_a_process_without_a_group_of_its_own(two_ranks: tuple[Path, list[dict[s
         log, weight = found["filler"]
         assert (log["num_samples"], log["grad_norm"], weight) == (3.0, 2.0, -2.0)
         assert log["num_tokens"] == pairs(3).num_tokens().sum()
+
+
+def test_the_share_of_the_rate_of_both(two_ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """Rates of 1 and 3 GFLOP/s are 4 together; the FLOPs of a step are those of one process, filler left out."""
+    alone = run_of(tiny_reward_model(), pairs(3), tmp_path, max_steps=1, groups_per_step=3)
+    flops = matrix_flops(alone.model.hf_model)
+    expected = sum(flops.of(batch.segments) for batch in alone.loop.dataloader.load(0).batches)
+    for found in two_ranks[1]:
+        values, share = found["throughput"]
+        seconds = values["num_tokens"] / values["tokens_per_second"]
+        assert share == pytest.approx(expected / seconds / 4e9, rel=1e-6)
+        assert values["groups_per_second"] == pytest.approx(3 / seconds)
 
 
 def test_parameters_that_take_no_part(two_ranks: tuple[Path, list[dict[str, Any]]]) -> None:

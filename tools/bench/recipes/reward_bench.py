@@ -21,6 +21,7 @@ token_budget = 8192
 max_steps = 1
 lr = 1e-4
 precision = "bfloat16"
+map_fn = conversation_pair_map_fn
 
 tokenizer = dict(type=load_tokenizer, path=pretrained)
 model = dict(
@@ -32,7 +33,7 @@ model = dict(
 train_dataloader = dict(
     dataset=dict(
         type=GroupDataset,
-        sources=[dict(source=data_path, map_fn=conversation_pair_map_fn)],
+        sources=[dict(source=data_path, map_fn=map_fn)],
         max_length=max_length,
         cache_dir=cache_dir,
     ),

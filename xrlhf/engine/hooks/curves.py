@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
 
+from xrlhf.files import replacing
 from xrlhf.registry import HOOKS
 
 __all__ = ["CurvesHook", "draw_curves", "read_curves"]
@@ -80,9 +80,8 @@ def draw_curves(work_dir: Path, path: Path) -> Path | None:
         if len(axes.get_lines()) > 1:
             axes.legend(fontsize="small")
     figure.suptitle(work_dir.name)
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png", dpi=110)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from xrlhf.data.loader import StepBatches, StepLoader
 from xrlhf.data.permutation import derive_key
 from xrlhf.errors import ConfigError, TrainingError
 from xrlhf.registry import LOOPS
+from xrlhf.structures import PackedBatch
 
 __all__ = ["GroupTrainLoop"]
 
@@ -32,6 +34,10 @@ class GroupTrainLoop(BaseLoop):
         max_epochs: Length of the run in passes over the data; may be a fraction.
         max_steps: Length of the run in optimizer steps, in place of ``max_epochs``.
         val_interval: Steps between validations; None validates at the end only.
+
+    Attributes:
+        count_flops: What a micro-batch takes to compute, in FLOPs; a hook may set it, so that steps are counted.
+        flops_per_second: FLOPs of the last step over all ranks, by its time; None while nothing counts them.
 
     Raises:
         ConfigError: Neither or both of ``max_epochs`` and ``max_steps``.
@@ -60,6 +66,8 @@ class GroupTrainLoop(BaseLoop):
             raise ConfigError(f"val_interval must be at least 1 step, got {val_interval}")
         self.val_interval = val_interval
         self._iter = 0
+        self.count_flops: Callable[[PackedBatch], float] | None = None
+        self.flops_per_second: float | None = None
 
     @property
     def max_iters(self) -> int:
@@ -124,7 +132,8 @@ class GroupTrainLoop(BaseLoop):
             losses.append((batch.group_ids, output.group_losses))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
-        sums["num_tokens"] = torch.tensor(float(batches.num_tokens), device=device.torch_device)
+        counts = torch.tensor([batches.num_tokens, self._flops_of(batches)], device=device.torch_device)
+        sums["num_tokens"], sums["num_flops"] = counts.unbind()
         totals = strategy.sum_over_ranks(torch.stack([value.float() for value in sums.values()]))
         grad_norm = strategy.clip_gradients()
         # The only wait for the device in a step: everything the log and the check need comes in one transfer.
@@ -135,7 +144,8 @@ class GroupTrainLoop(BaseLoop):
         strategy.step()
         elapsed = time.perf_counter() - began
         num_ranked = max(1.0, total.pop("num_ranked", 1.0))
-        num_tokens = total.pop("num_tokens")
+        num_tokens, num_flops = total.pop("num_tokens"), total.pop("num_flops")
+        self.flops_per_second = None if self.count_flops is None else num_flops / elapsed
         ranked = {"acc", "margin"}
         return {
             **{name: value / (num_ranked if name in ranked else batches.num_groups) for name, value in total.items()},
@@ -143,8 +153,15 @@ class GroupTrainLoop(BaseLoop):
             "num_tokens": num_tokens,
             "grad_norm": norm,
             "tokens_per_second": num_tokens / elapsed,
+            "groups_per_second": batches.num_groups / elapsed,
             "memory": device.peak_memory_mib(),
         }
+
+    def _flops_of(self, batches: StepBatches) -> float:
+        """FLOPs of this process's share of a step; filler does not count."""
+        if self.count_flops is None:
+            return 0.0
+        return sum(self.count_flops(batch) for batch in batches.batches if bool(batch.group_weights.any()))
 
     def _explain_non_finite(
         self,
