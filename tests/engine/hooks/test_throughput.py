@@ -103,18 +103,20 @@ def test_how_a_rate_is_shown(
 def test_the_rate_is_that_of_the_type_products_are_computed_in(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
     precision: torch.dtype,
     weights: torch.dtype,
     measured: torch.dtype,
 ) -> None:
     """Autocast's, or the weights' own where there is none."""
-    asked: list[torch.dtype] = []
-    monkeypatch.setattr(CpuDevice, "matrix_rate", lambda self, dtype: asked.append(dtype) or 1.0)
+    rates = {torch.float32: 1e9, torch.bfloat16: 2e9, torch.float16: 3e9}
+    monkeypatch.setattr(CpuDevice, "matrix_rate", lambda self, dtype: rates[dtype])
     runner = run_of(tiny_reward_model(), pairs(), tmp_path, max_steps=1)
     runner.model.hf_model.model.to(weights)
     runner.model.precision = precision
     with_hook(runner)[0].before_train(runner)
-    assert asked == [measured]
+    rate = f"{rates[measured] / 1e9:.2f} GFLOP/s in {str(measured).removeprefix('torch.')}"
+    assert log.messages == [f"matrix products: {rate}, the rate mfu is measured against"]
 
 
 def test_measuring_draws_no_random_number(tmp_path: Path) -> None:
@@ -169,3 +171,26 @@ def test_every_run_has_it() -> None:
     assert resolve(shipped.type) is _DEFAULT_HOOKS["throughput"]["type"] is ThroughputHook
     order = [get_priority(hook.priority) for hook in (RuntimeInfoHook, ThroughputHook, StepLoggerHook)]
     assert order == sorted(set(order))
+
+
+def test_a_type_the_device_is_slow_in_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A processor without bfloat16 instructions: four times as fast in float32."""
+    rates = {torch.float32: 4 * RATE, torch.bfloat16: RATE}
+    monkeypatch.setattr(CpuDevice, "matrix_rate", lambda self, dtype: rates[dtype])
+    model = tiny_reward_model()
+    model.precision = torch.bfloat16
+    runner = run_of(
+        model,
+        pairs(8),
+        tmp_path,
+        max_steps=1,
+        optim_wrapper={"optimizer": {"type": torch.optim.SGD, "lr": 0.1}},
+    )
+    hook, _ = with_hook(runner)
+    hook.before_train(runner)
+    assert log.messages[1:] == [
+        "this device multiplies 4.0 times as fast in float32 as in bfloat16: float32 would train faster and more "
+        "exactly"
+    ]

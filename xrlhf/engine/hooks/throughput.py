@@ -17,6 +17,8 @@ __all__ = ["ThroughputHook"]
 
 logger = logging.getLogger("xrlhf")
 
+_CLEARLY_FASTER = 1.2
+
 
 @HOOKS.register_module()
 class ThroughputHook(Hook):
@@ -47,6 +49,7 @@ class ThroughputHook(Hook):
         strategy.barrier()
         rates = strategy.gather_objects(strategy.device.matrix_rate(dtype))
         self._rate = sum(rates)
+        in_float32 = strategy.device.matrix_rate(torch.float32)
         runner.train_loop.count_flops = lambda batch: flops.of(batch.segments)
         logger.info(
             "matrix products: %s in %s%s, the rate mfu is measured against",
@@ -54,6 +57,15 @@ class ThroughputHook(Hook):
             str(dtype).removeprefix("torch."),
             f" on each of {len(rates)} processes" if len(rates) > 1 else "",
         )
+        ratio = in_float32 * len(rates) / self._rate
+        if ratio > _CLEARLY_FASTER:
+            # A processor without instructions for the smaller type computes it in detours.
+            logger.warning(
+                "this device multiplies %.1f times as fast in float32 as in %s: float32 would train faster and more "
+                "exactly",
+                ratio,
+                str(dtype).removeprefix("torch."),
+            )
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Put the share of the last step beside the values that the loop gave out."""
