@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from xrlhf.data.pieces import encode_in_pieces, safe_cuts
 from xrlhf.data.reasons import Reason, RowError, kind_of
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
@@ -139,6 +140,7 @@ class GroupEncoder:
         self.truncation = truncation
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._control_token = _control_token_pattern(tokenizer)
+        self._cuts = safe_cuts(tokenizer)
         self._closing: dict[bool, np.ndarray] = {}
         self._fingerprint: str | None = None
 
@@ -222,6 +224,9 @@ class GroupEncoder:
         if not texts:
             return []
         try:
+            # A single text goes the ordinary way: nothing is shared, and errors count characters from its beginning.
+            if self._cuts is not None and len(texts) > 1 and not add_special_tokens:
+                return [*encode_in_pieces(cast(PreTrainedTokenizerFast, self.tokenizer), texts, self._cuts)]
             encoded = self.tokenizer(
                 texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
             )

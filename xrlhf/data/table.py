@@ -7,6 +7,7 @@ content, the map function, the tokenizer and the settings, so a second start fin
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import json
@@ -42,7 +43,7 @@ from xrlhf.structures import Group, TokenizedGroup
 from xrlhf.version import __version__
 
 __all__ = [
-    "EncodedRow",
+    "EncodedChunk",
     "GroupTable",
     "LeftOut",
     "TableReport",
@@ -288,11 +289,21 @@ class GroupTable:
 
 
 @dataclass(frozen=True)
-class EncodedRow:
-    """A group ready for the table: its tokens and a digest of its prompt."""
+class EncodedChunk:
+    """What became of the rows of a chunk, in a few arrays that are cheap to hand from process to process.
 
-    group: TokenizedGroup
-    prompt_key: int
+    Args:
+        num_rows: Rows read.
+        columns: The chunk's part of every file of the table; ``length_ends`` and ``token_ends`` count from the
+            beginning of the chunk.
+        digests: (N,) uint64, a digest of the tokens of each group; equal groups have equal ones.
+        left_out: Rows left out, in their order.
+    """
+
+    num_rows: int
+    columns: dict[str, np.ndarray]
+    digests: np.ndarray
+    left_out: list[LeftOut]
 
 
 def _prompt_key(group: Group) -> int:
@@ -302,8 +313,8 @@ def _prompt_key(group: Group) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> tuple[int, list[EncodedRow], list[LeftOut]]:
-    """Parse, map and encode the rows of one chunk: (rows read, groups, rows left out), each in the order of the rows.
+def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> EncodedChunk:
+    """Parse, map and encode the rows of one chunk.
 
     Raises:
         DataError: The map function fails with anything but :class:`RowError`, or gives no group.
@@ -311,7 +322,8 @@ def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> tuple[in
     raw_rows = list(chunk.rows())
     mapped = [_map_row(raw, map_fn) for raw in raw_rows]
     tokenized = iter(encoder.encode([item for item in mapped if isinstance(item, Group)]))
-    encoded: list[EncodedRow] = []
+    groups: list[TokenizedGroup] = []
+    prompt_keys: list[int] = []
     left_out: list[LeftOut] = []
     for raw, item in zip(raw_rows, mapped, strict=True):
         result = next(tokenized) if isinstance(item, Group) else item
@@ -319,8 +331,31 @@ def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> tuple[in
             left_out.append(LeftOut(raw.location, result.reason, result.detail))
         else:
             assert isinstance(item, Group)
-            encoded.append(EncodedRow(replace(result, row=raw.row), _prompt_key(item)))
-    return len(raw_rows), encoded, left_out
+            groups.append(replace(result, row=raw.row))
+            prompt_keys.append(_prompt_key(item))
+    digests = np.array([_digest_of_tokens(group) for group in groups], dtype=np.uint64)
+    return EncodedChunk(len(raw_rows), _columns_of(groups, prompt_keys), digests, left_out)
+
+
+def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int]) -> dict[str, np.ndarray]:
+    """The groups as they lie in a table of their own."""
+    pieces = [ids for group in groups for ids in (group.prompt_ids, *group.response_ids)]
+    lengths = np.array([len(ids) for ids in pieces], dtype=np.int64)
+    length_ends = np.cumsum([1 + len(group.response_ids) for group in groups], dtype=np.int64)
+    ratings: list[float] = []
+    for group in groups:
+        # The prompt's place is unused.
+        ratings += [np.nan, *([np.nan] * len(group.response_ids) if group.ratings is None else group.ratings)]
+    columns = {
+        "tokens": np.concatenate(pieces) if pieces else [],
+        "lengths": lengths,
+        "length_ends": length_ends,
+        "token_ends": np.cumsum(lengths)[length_ends - 1],
+        "ratings": ratings,
+        "rows": [group.row for group in groups],
+        "prompt_keys": np.array(prompt_keys, dtype=np.uint64),
+    }
+    return {name: np.asarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
 
 
 def _map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
@@ -352,10 +387,12 @@ _worker: tuple[MapFn, GroupEncoder] | None = None
 def _start_worker(map_fn: MapFn, encoder: GroupEncoder) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # All that is loaded by now stays: the garbage collector need not walk over it again and again.
+    gc.freeze()
     _worker = (map_fn, encoder)
 
 
-def _work(chunk: Chunk) -> tuple[int, list[EncodedRow], list[LeftOut]]:
+def _work(chunk: Chunk) -> EncodedChunk:
     assert _worker is not None
     return encode_chunk(chunk, *_worker)
 
@@ -366,7 +403,7 @@ def _num_cores() -> int:
 
 def _encoded_chunks(
     source: Source, map_fn: MapFn, encoder: GroupEncoder, num_workers: int | None
-) -> Iterator[tuple[int, list[EncodedRow], list[LeftOut]]]:
+) -> Iterator[EncodedChunk]:
     chunks: Iterator[Chunk] = iter(source.chunks(_CHUNK_ROWS))
     if num_workers is None:
         # A worker takes seconds to start: they come in only where the source proves to be worth it.
@@ -385,11 +422,11 @@ def _encoded_chunks(
 
 def _encoded_in_pool(
     chunks: Iterator[Chunk], map_fn: MapFn, encoder: GroupEncoder, num_workers: int
-) -> Iterator[tuple[int, list[EncodedRow], list[LeftOut]]]:
+) -> Iterator[EncodedChunk]:
     pool = ProcessPoolExecutor(
         num_workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(map_fn, encoder)
     )
-    waiting: deque[Future[tuple[int, list[EncodedRow], list[LeftOut]]]] = deque()
+    waiting: deque[Future[EncodedChunk]] = deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(_work, chunk))
@@ -412,28 +449,15 @@ class _TableWriter:
     def __init__(self, folder: Path) -> None:
         self.num_groups = 0
         self._files = {name: (folder / f"{name}.bin").open("wb") for name in _DTYPES}
-        self._length_end = 0
-        self._token_end = 0
+        self._ends = {"length_ends": 0, "token_ends": 0}
 
-    def write(self, rows: list[EncodedRow]) -> None:
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in _DTYPES}
-        for row in rows:
-            group = row.group
-            pieces = [group.prompt_ids, *group.response_ids]
-            self._length_end += len(pieces)
-            self._token_end += group.num_tokens
-            ratings = np.full(len(group.response_ids), np.nan) if group.ratings is None else group.ratings
-            columns["tokens"].extend(pieces)
-            columns["lengths"].append(np.array([len(piece) for piece in pieces]))
-            columns["length_ends"].append(np.array([self._length_end]))
-            columns["token_ends"].append(np.array([self._token_end]))
-            columns["ratings"].append(np.concatenate([[np.nan], ratings]))
-            columns["rows"].append(np.array([group.row]))
-            columns["prompt_keys"].append(np.array([row.prompt_key], dtype=np.uint64))
-        for name, arrays in columns.items():
-            if arrays:
-                self._files[name].write(np.concatenate(arrays).astype(_DTYPES[name]).tobytes())
-        self.num_groups += len(rows)
+    def write(self, columns: Mapping[str, np.ndarray]) -> None:
+        for name, values in columns.items():
+            if name in self._ends and len(values):
+                values = values + self._ends[name]
+                self._ends[name] = int(values[-1])
+            self._files[name].write(values.tobytes())
+        self.num_groups += len(columns["rows"])
 
     def sync(self) -> None:
         for file in self._files.values():
@@ -531,13 +555,13 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
         report = TableReport()
         digests = array("Q")
         with progress_bar(f"tokenise {source.name}", hint, "row") as bar:
-            for num_rows, rows, left_out in _encoded_chunks(source, map_fn, encoder, num_workers):
-                report.num_rows += num_rows
-                for item in left_out:
+            for encoded in _encoded_chunks(source, map_fn, encoder, num_workers):
+                report.num_rows += encoded.num_rows
+                for item in encoded.left_out:
                     report.add(item)
-                digests.extend(_digest_of_tokens(row.group) for row in rows)
-                writer.write(rows)
-                bar.update(num_rows)
+                digests.frombytes(encoded.digests.tobytes())
+                writer.write(encoded.columns)
+                bar.update(encoded.num_rows)
         writer.sync()
         writer.close()
         report.num_groups = writer.num_groups

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from xrlhf.errors import DataError
+from xrlhf.files import replacing
 
 __all__ = ["combine", "file_digest"]
 
@@ -79,11 +80,5 @@ def _remember(cache_dir: Path, key: str, digest: str) -> None:
     path = key.split("|", 1)[0]
     known = {k: v for k, v in _load(cache_dir).items() if k.split("|", 1)[0] != path}
     known[key] = digest
-    aside = cache_dir / f"{_MEMORY_FILE}.{os.getpid()}"
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), replacing(cache_dir / _MEMORY_FILE) as aside:
         aside.write_text(json.dumps(known, indent=0, sort_keys=True), encoding="utf-8")
-        os.replace(aside, cache_dir / _MEMORY_FILE)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
