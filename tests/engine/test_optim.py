@@ -164,3 +164,35 @@ def test_a_wrong_schedule(config: dict[str, Any], message: str) -> None:
 def test_the_second_schedule_is_named() -> None:
     with pytest.raises(ConfigError, match=r"param_scheduler\[1\]\.end=2\.0"):
         learning_rates([{"type": LinearLR}, {"type": LinearLR, "end": 2.0}], 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({"type": AdamW}, True),
+        ({"type": SGD, "lr": 0.1}, True),
+        ({"type": AdamW, "fused": False}, False),
+        ({"type": AdamW, "foreach": True}, None),
+        ({"type": AdamW, "differentiable": True}, None),
+        ({"type": torch.optim.Adamax}, "no such option"),
+    ],
+)
+def test_one_kernel_where_torch_has_it_and_the_recipe_leaves_it_open(options: dict[str, Any], fused: Any) -> None:
+    optimizer = build_optim_wrapper(model(), {"optimizer": options}).optimizer
+    assert optimizer.defaults.get("fused", "no such option") == fused
+
+
+def test_the_fused_kernel_steps_as_the_plain_one() -> None:
+    """Ten steps of AdamW with weight decay, from the same weights and gradients."""
+    weights = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        trained = model()
+        options = {"type": AdamW, "lr": 0.1, "weight_decay": 0.1, **({} if fused is None else {"fused": fused})}
+        wrapper = build_optim_wrapper(trained, {"optimizer": options})
+        for step in range(10):
+            for parameter in trained.parameters():
+                parameter.grad = torch.sin(parameter.detach() * 3 + step)
+            wrapper.step()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trained.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import copy
 import gzip
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_group_sizes(name: str, num_responses: int, checkpointing: bool) -> None
     backbone = tiny_backbone(family, **config)
     model, plain, _ = packed_and_alone(backbone, groups, gradient_checkpointing=checkpointing)
     compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers(checkpointing: bool) -> None:
+    """Batches of three sizes through one program; state keeps its names."""
+    backbone = tiny_backbone("qwen3")
+    names = set(RewardModel(copy.deepcopy(backbone)).state_dict())
+    plain = copy.deepcopy(backbone).eval()
+    model = RewardModel(backbone, loss=RankingLoss(), compile=True, gradient_checkpointing=checkpointing).train()
+    assert set(model.state_dict()) == names
+    for groups in (random_groups(), random_groups([(9, (4, 5))]), random_groups([(3, (1, 7)), (20, (6, 2, 8))])):
+        batch = pack(groups)
+        model.zero_grad()
+        plain.zero_grad()
+        model(batch).loss.backward()
+        alone = scores_alone(plain, groups, batch)
+        RankingLoss()(alone, batch.response_mask, batch.ratings).sum().backward()
+        torch.testing.assert_close(model.score(batch), alone, rtol=1e-5, atol=1e-5)
+        compare_gradients(gradients_of(model.hf_model), gradients_of(plain))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2, windows and soft caps", "gpt_oss, windows and sinks"])

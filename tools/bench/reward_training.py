@@ -58,7 +58,10 @@ def contenders(options: argparse.Namespace, python: Path) -> dict[str, tuple[lis
     """Command and job of every contender, ours first."""
     ours = [sys.executable, str(SIDES / "xrlhf_reward.py")]
     peer = [str(python), str(SIDES / "trl_reward.py")]
-    sides: dict[str, tuple[list[str], dict[str, Any]]] = {"xrlhf": (ours, {})}
+    sides: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "xrlhf": (ours, {}),
+        "xrlhf compiled": (ours, {"compiled": True}),
+    }
     for batch in options.peer_batches:
         sides[f"TRL batch {batch}"] = (peer, {"batch": batch, "trl_defaults": False})
     sides["TRL defaults"] = (peer, {"batch": options.pairs_per_step, "trl_defaults": True})

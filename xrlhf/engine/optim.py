@@ -9,6 +9,7 @@ import torch
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from xrlhf.errors import ConfigError, ModelError
 
@@ -43,8 +44,9 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
 
     Args:
         model: The model, on its device.
-        config: ``optimizer`` (a dict whose ``type`` names a torch optimizer), ``max_grad_norm``, and
-            ``decay_all``: by default biases and parameters with one dimension (norm weights) take no weight decay.
+        config: ``optimizer`` (a dict whose ``type`` names a torch optimizer; it runs as one fused kernel where torch
+            has one, unless the dict says ``fused`` or ``foreach``), ``max_grad_norm``, and ``decay_all``: by default
+            biases and parameters with one dimension (norm weights) take no weight decay.
 
     Raises:
         ConfigError: An option the optimizer does not have.
@@ -70,10 +72,25 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
         raise ConfigError(f"optim_wrapper.max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm}")
     options = {**config["optimizer"], "params": groups}
     try:
-        optimizer = OPTIMIZERS.build(options)
+        optimizer = OPTIMIZERS.build(dict(options))
+        if _takes_one_kernel(optimizer):
+            optimizer = OPTIMIZERS.build({**options, "fused": True})
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"optim_wrapper.optimizer: {error}") from error
     return StepOptimWrapper(optimizer, max_grad_norm)
+
+
+def _takes_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch has this optimizer as one kernel for these weights, and the recipe leaves the choice open."""
+    open_choice = optimizer.defaults.get("fused", False) is None and optimizer.defaults.get("foreach") is None
+    special = any(optimizer.defaults.get(name) for name in ("differentiable", "capturable"))
+    devices = _get_fused_kernels_supported_devices()
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return (
+        open_choice
+        and not special
+        and all(weight.is_floating_point() and weight.device.type in devices for weight in weights)
+    )
 
 
 def build_param_schedulers(

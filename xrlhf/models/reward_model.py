@@ -51,6 +51,8 @@ class RewardModel(nn.Module):
         static_shapes: The device compiles a program for every shape: pad to a short list of shapes.
         attention: What computes the attention of packed rows: ``"auto"`` for the best that fits device and model, or
             one of :data:`xrlhf.ops.attention.BACKENDS` by name.
+        compile: Compile the layers with ``torch.compile``, attention apart: steps get faster, the first ones take
+            longer, and a C++ compiler has to be installed.
 
     Attributes:
         layout: The layout that was chosen.
@@ -76,6 +78,7 @@ class RewardModel(nn.Module):
         layout: str = "auto",
         static_shapes: bool = False,
         attention: str = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(backbone, Mapping):
@@ -103,6 +106,8 @@ class RewardModel(nn.Module):
             enable({"use_reentrant": False})
         self.uses_lora = lora is not None
         self.backbone: nn.Module = backbone if lora is None else add_lora(backbone, self.head_name, lora)
+        if compile:
+            _compile_layers(self.hf_model)
         self.loss = None if loss is None else _build_loss(loss)
         penalties = penalty if isinstance(penalty, (list, tuple)) else [penalty]
         self.penalties = nn.ModuleList([_build_loss(p) for p in penalties if p is not None])
@@ -182,6 +187,17 @@ class RewardModel(nn.Module):
         if not self.hf_model.config._name_or_path or not base_is_untouched(self.backbone):
             return names
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _compile_layers(model: PreTrainedModel) -> None:
+    """Compile every layer in its place, so that all of them share one program and no name changes."""
+    names = model._no_split_modules or ()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} does not say what its layers are: leave compile out")
+    for layer in layers:
+        # Rows of another length shall not be compiled anew.
+        layer.compile(dynamic=True)
 
 
 def _end_of_short_rope(config: PreTrainedConfig) -> int | None:

@@ -22,6 +22,7 @@ max_steps = 1
 lr = 1e-4
 precision = "bfloat16"
 map_fn = conversation_pair_map_fn
+compiled = False
 
 tokenizer = dict(type=load_tokenizer, path=pretrained)
 model = dict(
@@ -29,6 +30,7 @@ model = dict(
     backbone=dict(type=backbone_from_pretrained, path=pretrained),
     loss=dict(type=RankingLoss),
     precision=precision,
+    compile=compiled,
 )
 train_dataloader = dict(
     dataset=dict(

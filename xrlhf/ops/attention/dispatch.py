@@ -33,6 +33,8 @@ ATTENTION_NAME = "xrlhf_segments"
 """What ``transformers`` knows segment attention by, where the backend is chosen for each call."""
 
 
+# Its layout is different in every batch, and a compiled layer would be compiled anew for each.
+@torch.compiler.disable
 def segment_attention(
     query: Tensor,
     key: Tensor,
