@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from xrlhf.models.last_layer import shortened_module
 from xrlhf.structures import SegmentLayout
 
 __all__ = ["MatrixFlops", "attended_tokens", "matrix_flops"]
@@ -32,15 +33,17 @@ class MatrixFlops:
         per_token: In products with weights, for each token.
         per_attended_token: In attention's two products, for each token that a token attends to, itself included; by
             the window of the layers they are summed over, None for layers without one.
+        per_segment: In products with weights that only the last token of a segment is multiplied with.
     """
 
     per_token: float
     per_attended_token: dict[int | None, float]
+    per_segment: float = 0.0
 
     def of(self, segments: SegmentLayout) -> float:
         """FLOPs of one packed row."""
         in_attention = sum(flops * attended_tokens(segments, w) for w, flops in self.per_attended_token.items())
-        return self.per_token * segments.num_tokens + in_attention
+        return self.per_token * segments.num_tokens + self.per_segment * len(segments) + in_attention
 
 
 def attended_tokens(segments: SegmentLayout, window: int | None = None) -> int:
@@ -79,15 +82,18 @@ def matrix_flops(model: PreTrainedModel) -> MatrixFlops:
     config = model.config.get_text_config()
     tables = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
     share = _share_of_experts(config)
-    used = trained = 0.0
+    short = shortened_module(backbone)
+    at_segment_ends = set() if short is None else {id(weight) for weight in short.parameters()}
+    # Of weights that every token meets, and of those that the last token of a segment meets.
+    used, trained = [0.0, 0.0], [0.0, 0.0]
     for name, weight in backbone.named_parameters():
         parts = name.split(".")
         # Of a layer that is trained in full beside adapters, peft keeps the original and does not compute it.
         if weight.dim() < 2 or id(weight) in tables or "bias" in parts[-1] or "original_module" in parts:
             continue
         size = weight.numel() * (share if "experts" in parts else 1.0)
-        used += size
-        trained += size * weight.requires_grad
+        used[id(weight) in at_segment_ends] += size
+        trained[id(weight) in at_segment_ends] += size * weight.requires_grad
     # Nothing to train in the backbone: nothing to go back for.
     goes_back = any(weight.requires_grad for weight in backbone.parameters())
     passes = 3 if goes_back else 1
@@ -95,7 +101,8 @@ def matrix_flops(model: PreTrainedModel) -> MatrixFlops:
     in_attention: dict[int | None, float] = {}
     for window in _windows(config):
         in_attention[window] = in_attention.get(window, 0.0) + per_pair
-    return MatrixFlops((4 if goes_back else 2) * used + 2 * trained, in_attention)
+    per_token, per_segment = ((4 if goes_back else 2) * u + 2 * t for u, t in zip(used, trained, strict=True))
+    return MatrixFlops(per_token, in_attention, per_segment)
 
 
 def _first(config: Any, *names: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from xrlhf.models.last_layer import read_index
 from xrlhf.structures import PackedBatch, PaddedRows
 
 __all__ = ["packed_states", "padded_states"]
@@ -30,6 +31,7 @@ def packed_states(model: PreTrainedModel, batch: PackedBatch, **extra: Any) -> T
         attention_mask=None,
         use_cache=False,
         segments=batch.segments,
+        read_index=read_index(batch.segments, batch.input_ids.device),
         **extra,
     ).last_hidden_state
     return hidden[0, batch.last_index.flatten()]

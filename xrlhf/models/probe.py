@@ -16,6 +16,7 @@ from xrlhf.data.packing import pack
 from xrlhf.data.padding import unpack
 from xrlhf.errors import ModelError, error_line
 from xrlhf.models.hidden_states import packed_states, padded_states
+from xrlhf.models.last_layer import ShortLastLayer
 from xrlhf.models.loading import embedding_weight
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
@@ -51,7 +52,7 @@ def choose_layout(
     name = type(model).__name__
     if layout == "auto" and not static_shapes:
         try:
-            check_packing(model, head)
+            _check_shortened_packing(model, head)
         except ModelError as error:
             obstacle = error
         else:
@@ -59,13 +60,25 @@ def choose_layout(
         check_padding(model, head)
         logger.warning("%s; it runs on padded rows instead: prompts are repeated for every response", obstacle)
     elif layout == "packed":
-        check_packing(model, head)
+        _check_shortened_packing(model, head)
         return "packed"
     else:
         check_padding(model, head, static_shapes=static_shapes)
         reason = "the recipe says layout='padded'" if layout == "padded" else "the device needs static shapes"
         logger.info("%s runs on padded rows, prompts repeated for every response: %s", name, reason)
     return "padded"
+
+
+def _check_shortened_packing(model: PreTrainedModel, head: nn.Module | None) -> None:
+    """Pack, with a shorter last layer where the hidden states that are read stay the same."""
+    short = ShortLastLayer(model)
+    try:
+        check_packing(model, head)
+    except ModelError:
+        if not short:
+            raise
+        short.remove()
+        check_packing(model, head)
 
 
 @torch.no_grad()

@@ -23,9 +23,10 @@ from xrlhf.engine.hooks import StepLoggerHook, ThroughputHook
 from xrlhf.engine.runner import _DEFAULT_HOOKS
 
 RATE = 1e9
-FLOPS_PER_TOKEN = 6 * 2 * (4 * 16 * 16 + 3 * 16 * 32)
+FLOPS_PER_TOKEN = 6 * 2 * (4 * 16 * 16) + 6 * (3 * 16 * 32)
+FLOPS_PER_SEGMENT = 6 * (3 * 16 * 32)
 FLOPS_PER_PAIR = 12 * 2 * 2 * 8
-"""Of the toy Llama: 2 layers of 2560 weights; 2 heads of 8 numbers."""
+"""Of the toy Llama: 2 layers of 2560 weights, 1536 of the last one at the ends of segments; 2 heads of 8 numbers."""
 
 
 def flops_of(number: int) -> int:
@@ -33,6 +34,7 @@ def flops_of(number: int) -> int:
     total = 0
     for group in pairs(number).groups:
         prompt = len(group.prompt_ids)
+        total += FLOPS_PER_SEGMENT * (1 + len(group.response_ids))
         total += FLOPS_PER_TOKEN * group.num_tokens + FLOPS_PER_PAIR * sum(range(1, prompt + 1))
         for response in group.response_ids:
             total += FLOPS_PER_PAIR * sum(range(prompt + 1, prompt + len(response) + 1))
