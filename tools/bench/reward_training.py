@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--compiled", action="store_true", help="run xrlhf with compiled layers as well")
     parser.add_argument("--sweep", action="store_true", help="vary prompt length, answer length and group size instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "reward_training")
     return parser.parse_args()
@@ -58,10 +59,9 @@ def contenders(options: argparse.Namespace, python: Path) -> dict[str, tuple[lis
     """Command and job of every contender, ours first."""
     ours = [sys.executable, str(SIDES / "xrlhf_reward.py")]
     peer = [str(python), str(SIDES / "trl_reward.py")]
-    sides: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "xrlhf": (ours, {}),
-        "xrlhf compiled": (ours, {"compiled": True}),
-    }
+    sides: dict[str, tuple[list[str], dict[str, Any]]] = {"xrlhf": (ours, {})}
+    if options.compiled:
+        sides["xrlhf compiled"] = (ours, {"compiled": True})
     for batch in options.peer_batches:
         sides[f"TRL batch {batch}"] = (peer, {"batch": batch, "trl_defaults": False})
     sides["TRL defaults"] = (peer, {"batch": options.pairs_per_step, "trl_defaults": True})
