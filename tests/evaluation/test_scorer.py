@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -116,11 +117,20 @@ def test_an_impossible_limit_is_refused(folder: Path) -> None:
         Scorer.from_pretrained(str(folder), max_length=0)
 
 
-def test_the_window_is_a_limit_too() -> None:
-    model = RewardModel(tiny_backbone("mistral", sliding_window=60)).eval()
-    scorer = Scorer(model, prepare_tokenizer(byte_tokenizer()), CpuDevice())
-    assert scorer.encoder.max_length == 60
-    assert [type(r) for r in scorer.score([group_of("?", ["5"]), group_of("What? " * 10, ["5"])])] == [list, RowError]
+def test_a_window_is_no_limit() -> None:
+    """A conversation longer than the window is scored as the model scores it alone."""
+    backbone = tiny_backbone("mistral", sliding_window=20)
+    plain = copy.deepcopy(backbone).eval()
+    tokenizer = prepare_tokenizer(byte_tokenizer())
+    scorer = Scorer(RewardModel(backbone).eval(), tokenizer, CpuDevice())
+    assert scorer.encoder.max_length == 512
+    group = group_of("What? " * 10, ["5"])
+    (ids,) = scorer.encoder.encode_conversations(group.conversations())
+    assert isinstance(ids, np.ndarray)
+    assert len(ids) > 60
+    with torch.no_grad():
+        alone = plain(torch.from_numpy(ids).long()[None], use_cache=False).logits.item()
+    assert scorer.score([group]) == [[pytest.approx(alone, rel=1e-5, abs=1e-5)]]
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
