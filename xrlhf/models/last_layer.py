@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from xrlhf.models.loading import decoder_layers
 from xrlhf.structures import SegmentLayout
 
 __all__ = ["ShortLastLayer", "read_index", "shortened_module"]
@@ -38,8 +39,7 @@ class ShortLastLayer:
         self._index: Tensor | None = None
         self._num_tokens = 0
         self._handles: list[RemovableHandle] = []
-        names = model._no_split_modules or ()
-        layers = [module for module in model.modules() if type(module).__name__ in names]
+        layers = decoder_layers(model)
         parts = list(layers[-1].children()) if layers else []
         attention = next((part for part in parts if "Attention" in type(part).__name__), None)
         feed_forward = getattr(layers[-1], _FEED_FORWARD, None) if layers else None

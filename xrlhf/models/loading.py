@@ -26,6 +26,7 @@ __all__ = [
     "backbone_from_config",
     "backbone_from_pretrained",
     "check_vocabulary",
+    "decoder_layers",
     "disable_dropout",
     "embedding_weight",
     "fit_embeddings",
@@ -229,6 +230,12 @@ def _init_head(head: nn.Linear, how: str) -> None:
 def embedding_weight(model: PreTrainedModel) -> Tensor:
     """(vocabulary, H): the input embeddings of a model."""
     return cast(Tensor, model.get_input_embeddings().weight)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model, the first one first; empty where the model does not say which modules they are."""
+    names = model._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

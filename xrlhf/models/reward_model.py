@@ -17,7 +17,7 @@ from xrlhf.data.padding import unpack
 from xrlhf.errors import ModelError
 from xrlhf.losses.statistics import pair_statistics
 from xrlhf.models.hidden_states import packed_states, padded_states
-from xrlhf.models.loading import disable_dropout, fit_embeddings, score_head, torch_dtype
+from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
 from xrlhf.models.probe import choose_layout
 from xrlhf.ops.attention import register_segment_attention
@@ -191,8 +191,7 @@ class RewardModel(nn.Module):
 
 def _compile_layers(model: PreTrainedModel) -> None:
     """Compile every layer in its place, so that all of them share one program and no name changes."""
-    names = model._no_split_modules or ()
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = decoder_layers(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} does not say what its layers are: leave compile out")
     for layer in layers:

@@ -123,18 +123,20 @@ def _block(
     return _Block(start, stop, context_start, context_stop, segment_start, mask)
 
 
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+def _scores(query: Tensor, keys: Tensor, softcap: float | None) -> Tensor:
+    """(key_value_heads, repeats * queries, keys): of every key of a block, those to be hidden included.
+
+    Takes the scaled query (key_value_heads, repeats, queries, D) and the keys (key_value_heads, keys, D) of the block.
+    """
+    scores = torch.bmm(query.flatten(1, 2), keys.transpose(1, 2))
     return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
 
-def _probabilities(query: Tensor, keys: Tensor, block: _Block, softcap: float | None, sinks: Tensor | None) -> Tensor:
-    """(key_value_heads, repeats * queries, keys): the weight of every key, nothing left of the sinks but their share.
-
-    Takes the scaled query (key_value_heads, repeats, queries, D) and the keys (key_value_heads, keys, D) of a block,
-    and sinks (key_value_heads, repeats).
+def _probabilities(scores: Tensor, block: _Block, repeats: int, sinks: Tensor | None) -> Tensor:
+    """The weight of every key, in the shape of the scores, which are used up; nothing is left of the sinks but their
+    share. Sinks are (key_value_heads, repeats).
     """
-    num_heads, repeats, num_queries, _ = query.shape
-    scores = _capped(torch.bmm(query.flatten(1, 2), keys.transpose(1, 2)), softcap)
+    num_heads, num_queries = len(scores), block.stop - block.start
     by_query = scores.view(num_heads, repeats, num_queries, -1)
     by_query[..., by_query.shape[-1] - block.mask.shape[1] :] += block.mask
     if sinks is None:
@@ -167,7 +169,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         keeps = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         for block in blocks:
-            weights = _probabilities(query[:, :, block.start : block.stop], block.keys(key), block, softcap, sinks)
+            scores = _scores(query[:, :, block.start : block.stop], block.keys(key), softcap)
+            weights = _probabilities(scores, block, repeats, sinks)
             summed = torch.bmm(weights, block.keys(value))
             out[:, :, block.start : block.stop] = summed.view(num_heads, repeats, block.stop - block.start, -1)
             if keeps and _is_kept(block, softcap):
@@ -190,10 +193,14 @@ class _BlockwiseAttention(torch.autograd.Function):
             queries = query[:, :, block.start : block.stop]
             grad = grad_out[:, :, block.start : block.stop].flatten(1, 2)
             keys = block.keys(key)
+            slope: Tensor | None = None
             if _is_kept(block, ctx.softcap):
                 weights = next(remaining)
             else:
-                weights = _probabilities(queries, keys, block, ctx.softcap, sinks)
+                scores = _scores(queries, keys, ctx.softcap)
+                if ctx.softcap is not None:
+                    slope = 1 - (scores / ctx.softcap).square_()
+                weights = _probabilities(scores, block, repeats, sinks)
             block.add_to_keys(grad_value, torch.bmm(weights.transpose(1, 2), grad))
             grad_weights = torch.bmm(grad, block.keys(value).transpose(1, 2))
             if grad_sinks is not None:
@@ -202,9 +209,8 @@ class _BlockwiseAttention(torch.autograd.Function):
                 pulled = (grad_weights * weights).sum(-1)
                 grad_sinks -= (share * pulled).view(num_heads, repeats, -1).sum(-1)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            if ctx.softcap is not None:
-                capped = _capped(torch.bmm(queries.flatten(1, 2), keys.transpose(1, 2)), ctx.softcap)
-                grad_scores.mul_(1 - (capped / ctx.softcap).square_())
+            if slope is not None:
+                grad_scores.mul_(slope)
             by_query = torch.bmm(grad_scores, keys).view(num_heads, repeats, block.stop - block.start, -1)
             grad_query[:, :, block.start : block.stop] = by_query
             block.add_to_keys(grad_key, torch.bmm(grad_scores.transpose(1, 2), queries.flatten(1, 2)))

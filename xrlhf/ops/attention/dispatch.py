@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from xrlhf.ops.attention.torch_varlen import TORCH_VARLEN
 from xrlhf.structures import SegmentLayout
 
 __all__ = ["ATTENTION_NAME", "BACKENDS", "register_segment_attention", "segment_attention"]
-
-logger = logging.getLogger("xrlhf")
 
 BACKENDS = {backend.name: backend for backend in (FLASH_ATTN, TORCH_VARLEN, FLEX, SDPA, BLOCKWISE)}
 """All backends by name."""
@@ -65,11 +63,13 @@ def segment_attention(
         raise ValueError(f"segments cover {segments.num_tokens} tokens, got {len(query)} queries and {len(key)} keys")
     _check_contexts(segments)
     if rules.window is not None and rules.window >= longest_conversation(segments):
-        rules = AttentionRules(rules.scaling, None, rules.softcap, rules.sinks)
+        rules = replace(rules, window=None)
     return _choose(backend, query, segments, rules).attend(query, key, value, segments, rules)
 
 
+@lru_cache(maxsize=4)
 def _check_contexts(segments: SegmentLayout) -> None:
+    """Once for all layers, which ask with the same layout."""
     prompts = set()
     columns = (segments.start, segments.stop, segments.context_start, segments.context_stop)
     for s, (start, stop, context_start, context_stop) in enumerate(zip(*columns, strict=True)):
