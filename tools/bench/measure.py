@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,7 +15,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Outcome", "machine_line", "matrix_rate", "run_side", "spread", "table"]
+from xrlhf.devices.matrix_rate import measure_matrix_rate
+
+__all__ = ["Outcome", "benchmark_parser", "machine_line", "matrix_rate", "run_side", "spread", "table"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class Outcome:
     values: dict[str, Any]
     wall_seconds: float
     peak_mib: float
+
+    @property
+    def memory_mib(self) -> float:
+        """Most memory held at once: of the device where it has its own, else of the process."""
+        return self.values["peak_device_mib"] or self.peak_mib
+
+
+def benchmark_parser(description: str, name: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    results = Path(__file__).resolve().parent / "results"
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="rows of hh-rlhf (JSON Lines, gzip or not)")
+    parser.add_argument("--tokenizer", required=True, help="a tokenizer.json or a Hugging Face directory")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of every side, in turn")
+    parser.add_argument("--out", type=Path, default=results / name, help="where results are written")
+    return parser
 
 
 def run_side(command: list[str], job: dict[str, Any], folder: Path, name: str, threads: int) -> Outcome:
@@ -70,16 +89,10 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def matrix_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 12) -> float:
-    """Fastest measured rate of matrix products of this machine, FLOP/s."""
+def matrix_rate(dtype: torch.dtype, threads: int) -> float:
+    """Fastest measured rate of matrix products of this machine's processor, FLOP/s, as a run's log has it."""
     torch.set_num_threads(threads)
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+    return measure_matrix_rate(torch.device("cpu"), dtype, lambda: None)
 
 
 def machine_line() -> str:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["peer_python"]
+import torch
+
+__all__ = ["trl_python"]
 
 
-def peer_python(name: str, requirements: list[str], folder: Path) -> Path:
+def _peer_python(name: str, requirements: list[str], folder: Path) -> Path:
     """The interpreter of a virtual environment that holds ``requirements``; made at the first call.
 
     Args:
@@ -31,3 +33,13 @@ def peer_python(name: str, requirements: list[str], folder: Path) -> Path:
     subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
     stamp.write_text(wanted, encoding="utf-8")
     return python
+
+
+def trl_python(folder: Path) -> Path:
+    """The interpreter of an environment with TRL and transformers, and the torch that runs here.
+
+    Raises:
+        subprocess.CalledProcessError: A package cannot be installed.
+    """
+    release = torch.__version__.split("+")[0]
+    return _peer_python("trl", [f"torch=={release}", "trl==1.16.0", "transformers==5.23.0"], folder)

@@ -22,8 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, machine_line, matrix_rate, run_side, spread, table
-from peer_env import peer_python
+from measure import Outcome, benchmark_parser, machine_line, matrix_rate, run_side, spread, table
+from peer_env import trl_python
 from workload import LLAMA_25M, hh_conversations, random_conversations, write_model, write_rows
 
 from xrlhf.data.encoding import GroupEncoder
@@ -31,15 +31,12 @@ from xrlhf.data.map_fns import conversation_pair_map_fn
 from xrlhf.structures import TokenizedGroup
 
 SIDES = Path(__file__).resolve().parent / "sides"
-PEER = ["trl==1.16.0", "transformers==5.23.0"]
 WARMUP_STEPS = 2
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="rows of hh-rlhf (JSON Lines, gzip or not)")
-    parser.add_argument("--tokenizer", required=True, help="a tokenizer.json or a Hugging Face directory")
+    parser = benchmark_parser(str(__doc__), "reward_training")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -47,11 +44,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs-per-step", type=int, default=8)
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--compiled", action="store_true", help="run xrlhf with compiled layers as well")
     parser.add_argument("--sweep", action="store_true", help="vary prompt length, answer length and group size instead")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "reward_training")
     return parser.parse_args()
 
 
@@ -86,7 +81,7 @@ def main() -> int:
     """Run the benchmark and print its table."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    python = peer_python("trl", [f"torch=={torch.__version__.split('+')[0]}", *PEER], options.out.parent / "peers")
+    python = trl_python(options.out.parent / "peers")
     print(machine_line())
     if options.sweep:
         return sweep(options, python)
@@ -146,8 +141,8 @@ def report(
     rows = []
     for name, runs in outcomes.items():
         ratios = [a / b for a, b in zip(speeds["xrlhf"], speeds[name], strict=True)]
-        memory = [o.values["peak_device_mib"] or o.peak_mib for o in runs]
-        ours = [o.values["peak_device_mib"] or o.peak_mib for o in outcomes["xrlhf"]]
+        memory = [o.memory_mib for o in runs]
+        ours = [o.memory_mib for o in outcomes["xrlhf"]]
         rows.append(
             [
                 name,

@@ -21,19 +21,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, machine_line, run_side, spread, table
-from peer_env import peer_python
+from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from peer_env import trl_python
 from workload import LLAMA_25M, hh_conversations, write_model, write_rows
 
 SIDES = Path(__file__).resolve().parent / "sides"
-PEER = ["trl==1.16.0", "transformers==5.23.0"]
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="rows of hh-rlhf (JSON Lines, gzip or not)")
-    parser.add_argument("--tokenizer", required=True, help="a tokenizer.json or a Hugging Face directory")
+    parser = benchmark_parser(str(__doc__), "scoring")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -42,8 +39,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--responses", type=int, default=16, help="answers to every prompt")
     parser.add_argument("--peer-batch", type=int, default=16)
     parser.add_argument("--token-budget", type=int, default=16384)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "scoring")
     return parser.parse_args()
 
 
@@ -67,7 +62,7 @@ def main() -> int:
     """Run the benchmark and print its table."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    python = peer_python("trl", [f"torch=={torch.__version__.split('+')[0]}", *PEER], options.out.parent / "peers")
+    python = trl_python(options.out.parent / "peers")
     print(machine_line())
     model = options.out / "model"
     tokenizer, _ = write_model(model, options.tokenizer, LLAMA_25M)
@@ -111,7 +106,7 @@ def report(options: argparse.Namespace, outcomes: dict[str, list[Outcome]]) -> N
     """Print the table, and save it with every single figure."""
     count = options.prompts * options.responses
     seconds = {name: [o.values["seconds"] for o in runs] for name, runs in outcomes.items()}
-    memory = {name: [o.values["peak_device_mib"] or o.peak_mib for o in runs] for name, runs in outcomes.items()}
+    memory = {name: [o.memory_mib for o in runs] for name, runs in outcomes.items()}
     rows = [
         [
             name,

@@ -17,16 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, machine_line, run_side, spread, table
-from peer_env import peer_python
+from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from peer_env import trl_python
 from workload import hh_conversations, write_model, write_rows
 
 SIDES = Path(__file__).resolve().parent / "sides"
-PEER = ["trl==1.16.0", "transformers==5.23.0"]
 TINY_LLAMA = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -38,15 +35,11 @@ TINY_LLAMA = {
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="rows of hh-rlhf (JSON Lines, gzip or not)")
-    parser.add_argument("--tokenizer", required=True, help="a tokenizer.json or a Hugging Face directory")
+    parser = benchmark_parser(str(__doc__), "tokenising")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--compared", type=int, default=1000, help="rows whose ids must be the same on both sides")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "tokenising")
     return parser.parse_args()
 
 
@@ -117,7 +110,7 @@ def main() -> int:
     """Run the benchmark and print its table."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    python = peer_python("trl", [f"torch=={torch.__version__.split('+')[0]}", *PEER], options.out.parent / "peers")
+    python = trl_python(options.out.parent / "peers")
     print(machine_line())
     model = options.out / "model"
     tokenizer, _ = write_model(model, options.tokenizer, TINY_LLAMA)

@@ -11,12 +11,13 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
+from job import read_job, write_result  # noqa: E402
 from transformers import AutoTokenizer, pipeline  # noqa: E402
 
 
 def main(job_file: str) -> None:
     """Score as the job says and write what was measured."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     scorer = pipeline(
         "text-classification",
@@ -38,9 +39,8 @@ def main(job_file: str) -> None:
         "scores": [output[0]["score"] for output in outputs],
         "seconds": done - ready,
         "start_seconds": ready - STARTED,
-        "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
     }
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":

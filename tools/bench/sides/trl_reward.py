@@ -6,14 +6,13 @@ import time
 
 STARTED = time.perf_counter()
 
-import json  # noqa: E402
 import sys  # noqa: E402
 from itertools import pairwise  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from datasets import load_dataset  # noqa: E402
+from job import read_job, write_result  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
@@ -39,7 +38,7 @@ class InOrder(RewardTrainer):
 
 def main(job_file: str) -> None:
     """Train as the job says and write what was measured."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32)
     options = {} if job["trl_defaults"] else {"gradient_checkpointing": False}
@@ -75,9 +74,8 @@ def main(job_file: str) -> None:
         "losses": losses,
         "step_seconds": [b - a for a, b in pairwise(clock.ends)],
         "first_step_seconds": clock.ends[0] - STARTED,
-        "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
     }
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":

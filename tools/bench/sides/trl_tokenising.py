@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import resource
 import shutil
 import sys
 import time
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import load_dataset
+from job import cpu_seconds, read_job, write_result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -30,15 +28,9 @@ class TimedTrainer(RewardTrainer):
         return prepared
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and of the processes it has waited for."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
 def main(job_file: str) -> None:
     """Prepare the data as the job says and write what was measured."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     shutil.rmtree(job["scratch"], ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32)
@@ -74,7 +66,7 @@ def main(job_file: str) -> None:
         "digest": digest.hexdigest(),
     }
     shutil.rmtree(job["scratch"])
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import time
 
 STARTED = time.perf_counter()
 
-import json  # noqa: E402
 import sys  # noqa: E402
 from itertools import pairwise  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -16,11 +15,12 @@ from clock_hook import ClockHook  # noqa: E402
 from xrlhf.cli.main import main as xrlhf  # noqa: E402
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "reward_bench.py"
+from job import read_job, write_result  # noqa: E402
 
 
 def main(job_file: str) -> None:
     """Train as the job says and write what was measured."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     options = {
         "pretrained": job["model"],
         "data_path": job["data"],
@@ -40,18 +40,12 @@ def main(job_file: str) -> None:
     if status:
         raise SystemExit(status)
     ends = ClockHook.ends
-    peak = None
-    if job["device"] == "cuda":
-        import torch
-
-        peak = torch.cuda.max_memory_allocated() / 2**20
     result = {
         "losses": ClockHook.losses,
         "step_seconds": [b - a for a, b in pairwise(ends)],
         "first_step_seconds": ends[0] - STARTED,
-        "peak_device_mib": peak,
     }
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":

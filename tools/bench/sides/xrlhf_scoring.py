@@ -10,7 +10,7 @@ import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import torch  # noqa: E402
+from job import read_job, write_result  # noqa: E402
 
 from xrlhf.devices import find_device  # noqa: E402
 from xrlhf.evaluation.score_file import score_file  # noqa: E402
@@ -19,7 +19,7 @@ from xrlhf.evaluation.scorer import Scorer  # noqa: E402
 
 def main(job_file: str) -> None:
     """Score as the job says and write what was measured."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     device = find_device(job["device"])
     device.set_device(0)
     scorer = Scorer.from_pretrained(job["model"], device=device, dtype=job["dtype"], token_budget=job["token_budget"])
@@ -32,9 +32,8 @@ def main(job_file: str) -> None:
         "scores": [score for row in rows for score in row["scores"]],
         "seconds": done - ready,
         "start_seconds": ready - STARTED,
-        "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else None,
     }
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import resource
 import shutil
 import sys
 import time
 from pathlib import Path
 
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of the processes it has waited for."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+from job import cpu_seconds, read_job, write_result
 
 
 def main(job_file: str) -> None:
@@ -28,7 +22,7 @@ def main(job_file: str) -> None:
     from xrlhf.data.table import build_table
     from xrlhf.models import load_tokenizer
 
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job = read_job(job_file)
     shutil.rmtree(job["scratch"], ignore_errors=True)
     tokenizer = load_tokenizer(job["model"])
     began, cpu_before = time.perf_counter(), cpu_seconds()
@@ -57,7 +51,7 @@ def main(job_file: str) -> None:
         "digest": digest.hexdigest(),
     }
     shutil.rmtree(job["scratch"])
-    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
+    write_result(job, result)
 
 
 if __name__ == "__main__":
