@@ -43,6 +43,8 @@ class Group:
             assistant message, or plain text when ``prompt`` is text.
         ratings: A value per response on the data's own scale, or None. Only differences matter to ranking losses
             (they can serve as margins); two equal ratings are a tie.
+        attributes: By name, a value per response on the data's own scale (NaN where the data has none), for models
+            that predict several qualities apart; or None.
         meta: Columns passed on for reports (``id``, ``subset``, ``source``, ...); never used by a loss.
     """
 
@@ -50,10 +52,14 @@ class Group:
     responses: tuple[Conversation, ...]
     ratings: tuple[float, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.ratings is not None and len(self.ratings) != len(self.responses):
             raise ValueError(f"{len(self.responses)} responses but {len(self.ratings)} ratings")
+        for name, values in (self.attributes or {}).items():
+            if len(values) != len(self.responses):
+                raise ValueError(f"{len(self.responses)} responses but {len(values)} values of {name!r}")
 
     @property
     def is_text(self) -> bool:
