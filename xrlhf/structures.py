@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ __all__ = [
     "SegmentLayout",
     "TokenizedGroup",
 ]
+
+T = TypeVar("T")
 
 Message = dict[str, Any]
 """One chat message: ``{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}``."""
@@ -45,6 +47,8 @@ class Group:
             (they can serve as margins); two equal ratings are a tie.
         attributes: By name, a value per response on the data's own scale (NaN where the data has none), for models
             that predict several qualities apart; or None.
+        row_order: The place that each response has among the answers of its row, counted from 0; None where the row
+            has them in this order too.
         meta: Columns passed on for reports (``id``, ``subset``, ``source``, ...); never used by a loss.
     """
 
@@ -53,6 +57,7 @@ class Group:
     ratings: tuple[float, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, tuple[float, ...]] | None = None
+    row_order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.ratings is not None and len(self.ratings) != len(self.responses):
@@ -60,6 +65,8 @@ class Group:
         for name, values in (self.attributes or {}).items():
             if len(values) != len(self.responses):
                 raise ValueError(f"{len(self.responses)} responses but {len(values)} values of {name!r}")
+        if self.row_order is not None and len(self.row_order) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses but {len(self.row_order)} places in the row")
 
     @property
     def is_text(self) -> bool:
@@ -69,6 +76,12 @@ class Group:
     def conversations(self) -> list[Conversation]:
         """The K whole conversations, prompt and response joined, best first."""
         return [self.prompt + response for response in self.responses]  # type: ignore[operator]
+
+    def in_row_order(self, values: Sequence[T]) -> list[T]:
+        """What belongs to the responses, best first, in the order in which the row has them."""
+        if self.row_order is None:
+            return list(values)
+        return [values[index] for index in sorted(range(len(values)), key=self.row_order.__getitem__)]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import pickle
 import pytest
 
 from xrlhf.data.reasons import Reason, RowError, kind_of, short
+from xrlhf.structures import Group
 
 BAD = {"not-json", "not-an-object", "missing-column", "wrong-type", "wrong-roles", "no-prompt", "bad-label"}
-DROPPED = {"empty", "tie", "identical", "different-turns", "too-long", "duplicate", "below-minimum"}
+DROPPED = {"empty", "unrated", "tie", "identical", "different-turns", "too-long", "duplicate", "below-minimum"}
 
 
 def test_bad_and_dropped_reasons_are_told_apart() -> None:
@@ -32,8 +33,9 @@ def test_a_reason_survives_json_pickle_and_formatting(reason: Reason) -> None:
 
 
 def test_a_row_error_reaches_another_process_whole() -> None:
-    error = pickle.loads(pickle.dumps(RowError(Reason.TIE, "all answers are rated 3")))
-    assert (error.reason, error.detail) == (Reason.TIE, "all answers are rated 3")
+    group = Group("q", ("a", "b"), ratings=(3.0, 3.0))
+    error = pickle.loads(pickle.dumps(RowError(Reason.TIE, "all answers are rated 3", group)))
+    assert (error.reason, error.detail, error.group) == (Reason.TIE, "all answers are rated 3", group)
     assert str(error) == "tie: all answers are rated 3"
 
 

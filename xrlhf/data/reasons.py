@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from xrlhf.structures import Group
+
 __all__ = ["Reason", "RowError", "kind_of", "short"]
 
 
@@ -26,6 +28,7 @@ class Reason(str, Enum):
     BAD_LABEL = "bad-label"
 
     EMPTY = "empty"
+    UNRATED = "unrated"
     TIE = "tie"
     IDENTICAL = "identical"
     DIFFERENT_TURNS = "different-turns"
@@ -58,6 +61,7 @@ _BAD = {
 }
 _DROPPED = {
     Reason.EMPTY: "an answer is blank",
+    Reason.UNRATED: "an answer has no rating",
     Reason.TIE: "the answers are rated alike",
     Reason.IDENTICAL: "two answers are the same",
     Reason.DIFFERENT_TURNS: "the conversations part before their last message",
@@ -74,12 +78,15 @@ class RowError(ValueError):
         reason: The kind of trouble, which reports count by.
         detail: One line that names the column, what was found (a type, or a short label or role, never the text of
             a row) and what is accepted.
+        group: The answers of a row that was dropped only for carrying no usable preference: they can be scored all
+            the same. None where the row lacks the format.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, group: Group | None = None) -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = " ".join(detail.split())
+        self.group = group
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"

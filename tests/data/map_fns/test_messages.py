@@ -16,15 +16,18 @@ from xrlhf.data.map_fns.messages import (
     check_prompt,
     column,
     group_of,
+    integer_of,
     is_blank,
     meta_of,
+    objects_of,
+    ranked_group,
     rating_of,
     split_conversations,
     text_of,
 )
 from xrlhf.data.reasons import Reason, RowError
 from xrlhf.errors import ConfigError
-from xrlhf.structures import Message
+from xrlhf.structures import Group, Message
 
 
 def say(role: str, content: str = "x") -> Message:
@@ -94,6 +97,30 @@ class TestRatingOf:
         fails(Reason.BAD_LABEL, f"score is {found}; expected a finite number", rating_of, value, "score")
 
 
+class TestIntegerOf:
+    @pytest.mark.parametrize(("value", "number"), [(0, 0), (-3, -3), (2.0, 2)])
+    def test_whole_numbers(self, value: Any, number: int) -> None:
+        found = integer_of(value, "n", range(-3, 4))
+        assert (found, type(found)) == (number, int)
+
+    @pytest.mark.parametrize(
+        ("value", "found"),
+        [(None, "null"), ("1", "'1'"), (True, "True"), (1.5, "1.5"), (4, "4"), (float("nan"), "nan")],
+    )
+    def test_what_is_none_of_them(self, value: Any, found: str) -> None:
+        fails(Reason.BAD_LABEL, f"n is {found}; expected -3 to 3", integer_of, value, "n", range(-3, 4))
+
+    def test_few_numbers_are_named(self) -> None:
+        fails(Reason.BAD_LABEL, "n is 2; expected 0 or 1", integer_of, 2, "n", (0, 1))
+        fails(Reason.BAD_LABEL, "n is 3; expected 0, 1 or 2", integer_of, 3, "n", (0, 1, 2))
+
+
+def test_lists_of_objects() -> None:
+    assert objects_of(({"a": 1},), "x", "things") == [{"a": 1}]
+    fails(Reason.WRONG_TYPE, "x is object; expected a list of things", objects_of, {}, "x", "things")
+    fails(Reason.WRONG_TYPE, "x[1] is text; expected an object (things)", objects_of, [{}, "a"], "x", "things")
+
+
 def test_meta_keeps_what_reports_need() -> None:
     row = {"id": 0, "source": "s", "subset": None, "prompt": "p", "margin": 1, "domain": "d"}
     assert meta_of(row) == {"id": 0, "source": "s"}
@@ -118,7 +145,11 @@ class TestCheckMessages:
         assert check_messages(given_messages, "m") == [
             {"role": "system", "content": "s"},
             {"role": "user", "content": "u", "name": "Ann"},
-            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+            },
             {"role": "tool", "content": "4", "tool_call_id": "1"},
             {"role": "assistant", "content": "a", "reasoning_content": "r", "loss_weight": 0.5},
         ]
@@ -381,6 +412,38 @@ class TestGroupOf:
         some = group_of("p", ["a", "b", "c"], ("1", "2", "3"), ratings=(3.0, 3.0, 1.0))
         assert some.ratings == (3.0, 3.0, 1.0)
 
+    def test_ties_on_demand(self) -> None:
+        group = group_of("p", ["a", "b"], self.NAMES, ratings=(3.0, 3.0), ties="keep")
+        assert group.ratings == (3.0, 3.0)
+        with pytest.raises(ConfigError, match="ties='half'; expected one of 'drop', 'keep'"):
+            group_of("p", ["a", "b"], self.NAMES, ties="half")
+
+    def test_one_answer_is_no_tie(self) -> None:
+        assert group_of("p", ["a"], ["answer"], ratings=[1.0]).ratings == (1.0,)
+
+    def test_attributes(self) -> None:
+        group = group_of("p", ["a", "b"], self.NAMES, attributes={"length": [1.0, 2.0]})
+        assert group.attributes == {"length": (1.0, 2.0)}
+
+    @pytest.mark.parametrize(
+        ("answers", "ratings", "reason"),
+        [
+            (["", "b"], None, Reason.EMPTY),
+            (["a", "a"], None, Reason.IDENTICAL),
+            (["a", "b"], (1.0, 1.0), Reason.TIE),
+        ],
+    )
+    def test_a_dropped_row_can_be_scored(self, answers: Any, ratings: Any, reason: Reason) -> None:
+        with pytest.raises(RowError) as caught:
+            group_of("p", answers, self.NAMES, ratings=ratings, meta={"id": 1})
+        assert caught.value.reason is reason
+        assert caught.value.group == Group("p", tuple(answers), ratings, {"id": 1})
+
+    def test_a_bad_row_cannot(self) -> None:
+        with pytest.raises(RowError) as caught:
+            group_of([say("user", "")], self.answers("a", "b"), self.NAMES)
+        assert caught.value.group is None
+
     def test_ratings_against_the_order(self) -> None:
         fails(
             Reason.BAD_LABEL,
@@ -395,6 +458,43 @@ class TestGroupOf:
     def test_a_wrong_option(self) -> None:
         with pytest.raises(ConfigError, match="empty='skip'"):
             group_of("p", ["a", "b"], self.NAMES, empty="skip")
+
+
+class TestRankedGroup:
+    NAMES = ("one", "two", "three")
+
+    def test_the_best_comes_first_and_ratings_are_left_out(self) -> None:
+        group = ranked_group("p", ["a", "b", "c"], self.NAMES, [1.0, 3.0, 2.0], attributes={"x": [10, 30, 20]})
+        assert group == Group("p", ("b", "c", "a"), None, {}, {"x": (30, 20, 10)}, (1, 2, 0))
+        assert group.in_row_order(["b", "c", "a"]) == ["a", "b", "c"]
+
+    def test_ratings_on_demand(self) -> None:
+        assert ranked_group("p", ["a", "b"], "12", [1.0, 3.0], ratings=True).ratings == (3.0, 1.0)
+
+    def test_equal_values_keep_their_order_and_show(self) -> None:
+        group = ranked_group("p", ["a", "b", "c"], self.NAMES, [2.0, 2.0, 5.0])
+        assert (group.responses, group.ratings, group.row_order) == (("c", "a", "b"), (5.0, 2.0, 2.0), (2, 0, 1))
+
+    def test_ties_of_all(self) -> None:
+        fails(Reason.TIE, "all answers are rated 2", ranked_group, "p", ["a", "b"], "12", [2.0, 2.0])
+        group = ranked_group("p", ["a", "b"], "12", [2.0, 2.0], ties="keep")
+        assert (group.responses, group.ratings, group.row_order) == (("a", "b"), (2.0, 2.0), None)
+
+    def test_names_follow_their_answers(self) -> None:
+        fails(Reason.EMPTY, "two is blank", ranked_group, "p", ["a", " ", "c"], self.NAMES, [1.0, 3.0, 2.0])
+
+    @given(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+    def test_the_order_of_the_row_comes_back(self, values: list[int]) -> None:
+        answers = [str(index) for index in range(len(values))]
+        group = ranked_group("p", answers, answers, values, ties="keep")
+        assert group.in_row_order(group.responses) == answers
+        ranked = [values[int(answer)] for answer in group.responses]  # type: ignore[arg-type]
+        assert ranked == sorted(values, reverse=True)
+
+
+def test_places_must_fit_the_responses() -> None:
+    with pytest.raises(ValueError, match="2 responses but 1 places in the row"):
+        Group("p", ("a", "b"), row_order=(0,))
 
 
 @pytest.mark.parametrize(("text", "blank"), [("", True), (" \n\t\u3000", True), ("a", False), (" .", False)])

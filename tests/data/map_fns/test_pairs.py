@@ -95,6 +95,16 @@ class TestPair:
         fails(Reason.BAD_LABEL, "margin is -1; expected 0 or more", pair_map_fn, {**self.ROW, "margin": -1})
         fails(Reason.BAD_LABEL, "margin is '1'; expected a finite number", pair_map_fn, {**self.ROW, "margin": "1"})
 
+    def test_ties_on_demand(self) -> None:
+        assert pair_map_fn({**self.ROW, "margin": 0}, ties="keep").ratings == (0.0, 0.0)
+        row = {**self.ROW, "good": 2, "poor": 2}
+        assert pair_map_fn(row, score_columns=("good", "poor"), ties="keep").ratings == (2.0, 2.0)
+        assert text_pair_map_fn({**self.ROW, "margin": 0}, ties="keep").ratings == (0.0, 0.0)
+        ranked = {"prompt": "q", "responses": ["a", "b"], "ratings": [1, 1]}
+        assert ranked_map_fn(ranked, ties="keep").ratings == (1.0, 1.0)
+        talks = {"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")], "margin": 0}
+        assert conversation_pair_map_fn(talks, ties="keep").ratings == (0.0, 0.0)
+
     def test_scores_take_the_place_of_the_margin(self) -> None:
         row = {**self.ROW, "margin": 9, "good": 4, "poor": 1.5}
         assert pair_map_fn(row, score_columns=("good", "poor")).ratings == (4.0, 1.5)

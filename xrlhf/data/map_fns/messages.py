@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xrlhf.data.map_fns.tool_calls import check_tool_calls
 from xrlhf.data.reasons import Reason, RowError, kind_of, short
 from xrlhf.errors import ConfigError
 from xrlhf.structures import Conversation, Group, Message
@@ -18,15 +19,21 @@ __all__ = [
     "META_COLUMNS",
     "ROLES",
     "SHAREGPT_ROLES",
+    "answers_of",
     "check_answer",
     "check_choice",
     "check_messages",
     "check_prompt",
     "column",
     "group_of",
+    "integer_of",
     "is_blank",
     "meta_of",
+    "objects_of",
+    "question_of",
+    "ranked_group",
     "rating_of",
+    "says_nothing",
     "split_conversations",
     "text_of",
 ]
@@ -106,6 +113,34 @@ def rating_of(value: Any, where: str) -> float:
     raise RowError(Reason.BAD_LABEL, f"{where} is {short(value)}; expected a finite number")
 
 
+def integer_of(value: Any, where: str, accepted: Sequence[int]) -> int:
+    """``value`` as one of the ``accepted`` whole numbers; not a boolean and not text.
+
+    Files that know only one type of number, and columns with gaps, hold ``1.0`` where ``1`` was meant.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value in accepted:
+        return int(value)
+    several = ", ".join(map(str, accepted[:-1]))
+    shown = f"{accepted[0]} to {accepted[-1]}" if len(accepted) > 3 else f"{several} or {accepted[-1]}"
+    raise RowError(Reason.BAD_LABEL, f"{where} is {short(value)}; expected {shown}")
+
+
+def objects_of(value: Any, where: str, what: str) -> list[Mapping[str, Any]]:
+    """``value`` as a list of objects.
+
+    Args:
+        value: What the column holds.
+        where: The column, for messages.
+        what: What each of the objects is, for messages.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise RowError(Reason.WRONG_TYPE, f"{where} is {kind_of(value)}; expected a list of {what}")
+    for index, item in enumerate(value):
+        if not isinstance(item, Mapping):
+            raise RowError(Reason.WRONG_TYPE, f"{where}[{index}] is {kind_of(item)}; expected an object ({what})")
+    return list(value)
+
+
 def meta_of(row: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """The columns of ``row`` that reports and chat templates may need: :data:`META_COLUMNS` and ``more``."""
     return {name: row[name] for name in (*META_COLUMNS, *more) if row.get(name) is not None}
@@ -128,8 +163,9 @@ def check_messages(
     """A list of messages in canonical form, in new objects.
 
     A system message may only come first, and a blank one is left out. Content may be text, or a list of text parts
-    (``{"type": "text", "text": ...}``), which are joined; it may be null only beside ``tool_calls``. Keys that are null
-    count as absent, since Arrow files fill them in.
+    (``{"type": "text", "text": ...}``), which are joined; it may be null only beside ``tool_calls``, which only the
+    assistant makes (see :func:`~xrlhf.data.map_fns.tool_calls.check_tool_calls`). Keys that are null count as absent,
+    since Arrow files fill them in.
 
     Args:
         value: What the column holds.
@@ -177,6 +213,12 @@ def _check_message(item: Any, where: str, role_key: str, content_key: str, roles
     else:
         text = text_of(content, f"{where}.{content_key}")
     kept = {key: item[key] for key in _MESSAGE_KEYS if item.get(key) is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = check_tool_calls(kept["tool_calls"], f"{where}.tool_calls")
+        if not kept["tool_calls"]:
+            del kept["tool_calls"]
+        elif roles[role] != "assistant":
+            raise RowError(Reason.WRONG_ROLES, f"{where} is by the {roles[role]} and calls tools; expected assistant")
     return {"role": roles[role], "content": text, **kept}
 
 
@@ -190,6 +232,16 @@ def _join_parts(parts: Sequence[Any], where: str) -> str:
             raise RowError(Reason.WRONG_TYPE, f"{here} is a part of type {short(part.get('type'))}; expected 'text'")
         texts.append(text_of(part["text"] if part.get("text") is not None else part.get("value"), here))
     return "".join(texts)
+
+
+def question_of(row: Mapping[str, Any], name: str) -> list[Message]:
+    """The text of a column as the user's turn."""
+    return [{"role": "user", "content": text_of(column(row, name), name)}]
+
+
+def answers_of(row: Mapping[str, Any], names: Sequence[str]) -> list[list[Message]]:
+    """The texts of columns as answers of the assistant, in the order of ``names``."""
+    return [[{"role": "assistant", "content": text_of(column(row, name), name)}] for name in names]
 
 
 def check_prompt(value: Any, where: str) -> list[Message]:
@@ -295,10 +347,15 @@ def group_of(
     *,
     ratings: Sequence[float] | None = None,
     rating_names: Sequence[str] | None = None,
+    attributes: Mapping[str, Sequence[float]] | None = None,
+    row_order: Sequence[int] | None = None,
     meta: Mapping[str, Any] | None = None,
     empty: str = "drop",
+    ties: str = "drop",
 ) -> Group:
     """The group of a row, unless it carries no usable preference.
+
+    An error for a row that is dropped carries the group, for those who only score the answers.
 
     Args:
         prompt: Messages or text. Text may be empty, for rows that are whole texts; messages must hold some text besides
@@ -307,13 +364,17 @@ def group_of(
         names: The column of each answer, for messages.
         ratings: The rating of each answer, none above the one before it.
         rating_names: The column of each rating, for messages.
+        attributes: By name, a value of each answer, NaN where the row has none.
+        row_order: The place of each answer in the row, where that is another order.
         meta: Passed on.
         empty: ``"drop"`` raises on a blank answer, ``"keep"`` keeps it.
+        ties: ``"drop"`` raises where several answers are all rated alike, ``"keep"`` keeps them.
 
     Raises:
         RowError: NO_PROMPT, BAD_LABEL (ratings contradict the order), EMPTY, IDENTICAL, or TIE (all rated alike).
     """
     check_choice("empty", empty, ("drop", "keep"))
+    check_choice("ties", ties, ("drop", "keep"))
     if not isinstance(prompt, str) and all(is_blank(m["content"]) for m in prompt if m["role"] != "system"):
         raise RowError(Reason.NO_PROMPT, "the prompt is blank")
     if ratings is not None:
@@ -325,20 +386,75 @@ def group_of(
                     f"{called[index]} ({ratings[index]:g}) is above {called[index - 1]} ({ratings[index - 1]:g}), "
                     "against the order of the answers",
                 )
+    group = Group(
+        prompt,
+        tuple(responses),
+        None if ratings is None else tuple(ratings),
+        meta or {},
+        None if attributes is None else {name: tuple(values) for name, values in attributes.items()},
+        None if row_order is None or list(row_order) == sorted(row_order) else tuple(row_order),
+    )
     if empty == "drop":
         for response, name in zip(responses, names, strict=True):
-            if _says_nothing(response):
-                raise RowError(Reason.EMPTY, f"{name} is blank")
+            if says_nothing(response):
+                raise RowError(Reason.EMPTY, f"{name} is blank", group)
     for index, response in enumerate(responses):
         if response in responses[:index]:
             twin = names[list(responses).index(response)]
-            raise RowError(Reason.IDENTICAL, f"{twin} and {names[index]} are the same")
-    if ratings is not None and len(set(ratings)) == 1:
-        raise RowError(Reason.TIE, f"all answers are rated {ratings[0]:g}")
-    return Group(prompt, tuple(responses), None if ratings is None else tuple(ratings), meta or {})
+            raise RowError(Reason.IDENTICAL, f"{twin} and {names[index]} are the same", group)
+    if ties == "drop" and ratings is not None and len(ratings) > 1 and len(set(ratings)) == 1:
+        raise RowError(Reason.TIE, f"all answers are rated {ratings[0]:g}", group)
+    return group
 
 
-def _says_nothing(response: Conversation) -> bool:
+def ranked_group(
+    prompt: Conversation,
+    answers: Sequence[Conversation],
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    ratings: bool = False,
+    attributes: Mapping[str, Sequence[float]] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    empty: str = "drop",
+    ties: str = "drop",
+) -> Group:
+    """The group of answers that stand in the row in any order: sorted by a value of each, the best first.
+
+    Answers with equal values stay in the order of the row, and then the values become the ratings of the group in any
+    case: nothing else would say that these answers are tied.
+
+    Args:
+        prompt: Messages or text.
+        answers: Answers as the row has them.
+        names: The column of each answer, for messages.
+        values: What the answers are worth, higher is better.
+        ratings: Whether the values become the ratings of the group also where all of them differ.
+        attributes: By name, a value of each answer, in the order of the row.
+        meta: Passed on.
+        empty: As in :func:`group_of`.
+        ties: As in :func:`group_of`.
+
+    Raises:
+        RowError: As :func:`group_of`; TIE where all values are equal.
+    """
+    order = sorted(range(len(answers)), key=lambda index: -values[index])
+    tied = len(set(values)) < len(values)
+    return group_of(
+        prompt,
+        [answers[index] for index in order],
+        [names[index] for index in order],
+        ratings=[values[index] for index in order] if ratings or tied else None,
+        attributes=attributes and {name: [given[index] for index in order] for name, given in attributes.items()},
+        row_order=order,
+        meta=meta,
+        empty=empty,
+        ties=ties,
+    )
+
+
+def says_nothing(response: Conversation) -> bool:
+    """Whether an answer is blank: its last message has no text and calls no tool."""
     if isinstance(response, str):
         return is_blank(response)
     last = response[-1]

@@ -14,6 +14,7 @@ from xrlhf.data.map_fns.messages import (
     group_of,
     is_blank,
     meta_of,
+    ranked_group,
     rating_of,
     split_conversations,
     text_of,
@@ -42,6 +43,7 @@ def pair_map_fn(
     margin_column: str | None = "margin",
     score_columns: tuple[str, str] | None = None,
     empty: Literal["drop", "keep"] = "drop",
+    ties: Literal["drop", "keep"] = "drop",
 ) -> Group:
     """A prompt, a better and a worse answer: XTuner's own rows, TRL's conversational rows, and most home-made sets.
 
@@ -54,8 +56,8 @@ def pair_map_fn(
     Traps:
         - Answers that repeat the prompt are whole conversations: ``conversation_pair_map_fn`` reads those.
         - TRL's rows of three texts are continuations without roles: ``text_pair_map_fn`` reads those as such.
-        - A margin of 0 says that neither answer is better, and the row is dropped as a tie. Where 0 only means a slight
-          preference, set ``margin_column=None``.
+        - A margin of 0 says that neither answer is better, which is a tie, dropped unless ``ties="keep"``. Where 0 only
+          means a slight preference, set ``margin_column=None``.
 
     Licence:
         That of the set.
@@ -71,6 +73,7 @@ def pair_map_fn(
         score_columns: Names of the columns that rate the chosen and the rejected answer, which every row then needs.
             They take the place of the margin.
         empty: ``"drop"`` leaves rows with a blank answer out, ``"keep"`` keeps them.
+        ties: ``"drop"`` leaves rows out whose answers are rated alike, ``"keep"`` keeps them with equal ratings.
 
     Returns:
         The group of chosen and rejected answer.
@@ -100,7 +103,9 @@ def pair_map_fn(
             prompt = [{"role": "system", "content": system}, *prompt]
     answers = [check_answer(column(row, name), name) for name in names]
     ratings = _scores(row, score_columns) if score_columns is not None else _margin(row, margin_column)
-    return group_of(prompt, answers, names, ratings=ratings, rating_names=score_columns, meta=meta_of(row), empty=empty)
+    return group_of(
+        prompt, answers, names, ratings=ratings, rating_names=score_columns, meta=meta_of(row), empty=empty, ties=ties
+    )
 
 
 def _scores(row: Mapping[str, Any], columns: tuple[str, str]) -> tuple[float, float]:
@@ -117,6 +122,7 @@ def text_pair_map_fn(
     rejected_column: str = "rejected",
     margin_column: str | None = "margin",
     empty: Literal["drop", "keep"] = "drop",
+    ties: Literal["drop", "keep"] = "drop",
 ) -> Group:
     """Plain text without roles: TRL's standard rows with a prompt (explicit) or without (implicit).
 
@@ -144,6 +150,7 @@ def text_pair_map_fn(
         rejected_column: Name of the worse text's column.
         margin_column: Name of the margin's column, used where a row has it; None to ignore it.
         empty: ``"drop"`` leaves rows with a blank continuation out, ``"keep"`` keeps them.
+        ties: ``"drop"`` leaves rows out whose answers are rated alike, ``"keep"`` keeps them with equal ratings.
 
     Returns:
         The group of chosen and rejected text.
@@ -160,7 +167,7 @@ def text_pair_map_fn(
     prompt = "" if prompt_column is None or prompt_column not in row else text_of(row[prompt_column], prompt_column)
     answers = [text_of(column(row, name), name) for name in names]
     ratings = _margin(row, margin_column)
-    return group_of(prompt, answers, names, ratings=ratings, meta=meta_of(row), empty=empty)
+    return group_of(prompt, answers, names, ratings=ratings, meta=meta_of(row), empty=empty, ties=ties)
 
 
 def _margin(row: Mapping[str, Any], name: str | None) -> tuple[float, float] | None:
@@ -183,6 +190,7 @@ def conversation_pair_map_fn(
     margin_column: str | None = "margin",
     different_turns: Literal["keep", "drop"] = "keep",
     empty: Literal["drop", "keep"] = "drop",
+    ties: Literal["drop", "keep"] = "drop",
 ) -> Group:
     """Two whole conversations with the prompt inside: RLHFlow's standard sets, Skywork, TRL's implicit prompts.
 
@@ -199,7 +207,8 @@ def conversation_pair_map_fn(
     Traps:
         - Some conversations part before their last message. The answers are several messages then, and hold turns of
           the user; ``different_turns="drop"`` leaves such rows out.
-        - Rows with equal scores are dropped as ties; ``score_columns=None`` keeps them, without scores.
+        - Rows with equal scores are dropped as ties unless ``ties="keep"``; ``score_columns=None`` takes no notice of
+          scores.
 
     Licence:
         That of the set.
@@ -213,6 +222,7 @@ def conversation_pair_map_fn(
         margin_column: Name of the margin's column, used where a row has it and no scores; None to ignore it.
         different_turns: ``"drop"`` leaves rows out whose conversations part before their last message.
         empty: ``"drop"`` leaves rows with a blank answer out, ``"keep"`` keeps them.
+        ties: ``"drop"`` leaves rows out whose answers are rated alike, ``"keep"`` keeps them with equal ratings.
 
     Returns:
         The group of chosen and rejected answer.
@@ -239,7 +249,9 @@ def conversation_pair_map_fn(
     scored = score_columns is not None and any(row.get(name) is not None for name in score_columns)
     ratings = _scores(row, score_columns) if scored and score_columns else _margin(row, margin_column)
     prompt, answers = split_conversation_columns(row, names, different_turns=different_turns)
-    return group_of(prompt, answers, names, ratings=ratings, rating_names=score_columns, meta=meta_of(row), empty=empty)
+    return group_of(
+        prompt, answers, names, ratings=ratings, rating_names=score_columns, meta=meta_of(row), empty=empty, ties=ties
+    )
 
 
 def split_conversation_columns(
@@ -277,6 +289,7 @@ def ranked_map_fn(
     responses_column: str = "responses",
     ratings_column: str | None = "ratings",
     empty: Literal["drop", "keep"] = "drop",
+    ties: Literal["drop", "keep"] = "drop",
 ) -> Group:
     """A prompt with two or more answers, in order or with ratings.
 
@@ -288,7 +301,7 @@ def ranked_map_fn(
     Traps:
         - Without ratings the order is all there is: a list in arbitrary order would be learnt as a ranking.
         - Equal ratings are ties between these answers, and their order stays as it was; a row whose answers are all
-          rated alike is dropped.
+          rated alike is dropped unless ``ties="keep"``.
 
     Licence:
         That of the set.
@@ -299,6 +312,7 @@ def ranked_map_fn(
         responses_column: Name of the answers' column.
         ratings_column: Name of the ratings' column, used where a row has it; None to ignore it.
         empty: ``"drop"`` leaves rows with a blank answer out, ``"keep"`` keeps them.
+        ties: ``"drop"`` leaves rows out whose answers are rated alike, ``"keep"`` keeps them with equal ratings.
 
     Returns:
         The group of all answers, the best first.
@@ -320,14 +334,10 @@ def ranked_map_fn(
     answers = [check_answer(value, name) for value, name in zip(values, names, strict=True)]
     if len(answers) < 2:
         raise RowError(Reason.BELOW_MINIMUM, f"{responses_column} holds {len(answers)} answers; expected 2 or more")
-    ratings = None
-    if ratings_column is not None and row.get(ratings_column) is not None:
-        given = _ratings(row[ratings_column], ratings_column, len(answers))
-        order = sorted(range(len(answers)), key=lambda index: -given[index])
-        answers = [answers[index] for index in order]
-        names = [names[index] for index in order]
-        ratings = [given[index] for index in order]
-    return group_of(prompt, answers, names, ratings=ratings, meta=meta_of(row), empty=empty)
+    if ratings_column is None or row.get(ratings_column) is None:
+        return group_of(prompt, answers, names, meta=meta_of(row), empty=empty, ties=ties)
+    given = _ratings(row[ratings_column], ratings_column, len(answers))
+    return ranked_group(prompt, answers, names, given, ratings=True, meta=meta_of(row), empty=empty, ties=ties)
 
 
 def _ratings(value: Any, where: str, num_answers: int) -> list[float]:
