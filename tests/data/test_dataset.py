@@ -303,6 +303,12 @@ def test_a_map_function_with_options(kind: Any) -> None:
         (5, "map_fn 5 is not a function"),
         ({"empty": "keep"}, "needs 'type', the function; found empty"),
         ({"type": "hh_map_fn", "emtpy": "keep"}, "map_fn 'hh_map_fn': got an unexpected keyword argument 'emtpy'"),
+        (
+            "pku_saferlhf_map_fn",
+            r"map_fn pku_saferlhf_map_fn has no default for label: write dict\(type=pku_saferlhf_map_fn, label=\.\.\.\)"
+            "; `xrlhf list-dataset-formats pku_saferlhf_map_fn` says what it may be",
+        ),
+        ({"type": "ultrafeedback_map_fn", "ties": "keep"}, "ultrafeedback_map_fn has no default for rating: write"),
     ],
 )
 def test_what_is_no_map_function(spec: Any, message: str) -> None:

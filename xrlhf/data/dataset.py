@@ -34,16 +34,43 @@ def resolve_map_fn(spec: Any) -> MapFn:
     Raises:
         ConfigError: Nothing has that name, it is no function, or it does not take these options.
     """
-    if isinstance(spec, Mapping):
-        if "type" not in spec:
-            raise ConfigError(f"a map_fn with options needs 'type', the function; found {', '.join(map(str, spec))}")
-        options = {key: value for key, value in spec.items() if key != "type"}
-        function = resolve_map_fn(spec["type"])
-        try:
-            inspect.signature(function).bind({}, **options)
-        except TypeError as error:
-            raise ConfigError(f"map_fn {spec['type']!r}: {error}") from error
-        return partial(function, **options)
+    if not isinstance(spec, Mapping):
+        function = _find_map_fn(spec)
+        _check_options(spec, function, {})
+        return function
+    if "type" not in spec:
+        raise ConfigError(f"a map_fn with options needs 'type', the function; found {', '.join(map(str, spec))}")
+    options = {key: value for key, value in spec.items() if key != "type"}
+    function = _find_map_fn(spec["type"])
+    _check_options(spec["type"], function, options)
+    return partial(function, **options)
+
+
+def _check_options(spec: Any, function: MapFn, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless a row and ``options`` are all that the function needs."""
+    name = getattr(function, "__name__", spec)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    missing = [
+        option.name
+        for option in signature.parameters.values()
+        if option.kind is option.KEYWORD_ONLY and option.default is option.empty and option.name not in options
+    ]
+    if missing:
+        given = "".join(f", {option}=..." for option in missing)
+        raise ConfigError(
+            f"map_fn {name} has no default for {' and '.join(missing)}: write dict(type={name}{given}); "
+            f"`xrlhf list-dataset-formats {name}` says what it may be"
+        )
+    try:
+        signature.bind({}, **options)
+    except TypeError as error:
+        raise ConfigError(f"map_fn {spec!r}: {error}") from error
+
+
+def _find_map_fn(spec: Any) -> MapFn:
     if isinstance(spec, str) and "." not in spec:
         MAP_FNS.import_from_location()
         if spec not in MAP_FNS.module_dict:

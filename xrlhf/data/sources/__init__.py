@@ -6,6 +6,7 @@ from xrlhf.data.sources.base import Chunk, RawRow, Source
 from xrlhf.data.sources.files import FilesSource
 from xrlhf.data.sources.fingerprint import file_digest
 from xrlhf.data.sources.hub import HubSource, SavedDatasetSource
+from xrlhf.data.sources.joined import JoinedRowsSource
 from xrlhf.data.sources.memory import MemorySource
 from xrlhf.data.sources.opening import SourceSpec, open_source
 
@@ -13,6 +14,7 @@ __all__ = [
     "Chunk",
     "FilesSource",
     "HubSource",
+    "JoinedRowsSource",
     "MemorySource",
     "RawRow",
     "SavedDatasetSource",
