@@ -51,6 +51,7 @@ __all__ = [
     "default_cache_dir",
     "encode_chunk",
     "map_fn_identity",
+    "map_row",
 ]
 
 logger = logging.getLogger("xrlhf")
@@ -320,7 +321,7 @@ def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> EncodedC
         DataError: The map function fails with anything but :class:`RowError`, or gives no group.
     """
     raw_rows = list(chunk.rows())
-    mapped = [_map_row(raw, map_fn) for raw in raw_rows]
+    mapped = [map_row(raw, map_fn) for raw in raw_rows]
     tokenized = iter(encoder.encode([item for item in mapped if isinstance(item, Group)]))
     groups: list[TokenizedGroup] = []
     prompt_keys: list[int] = []
@@ -358,7 +359,12 @@ def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int]) -> dict[st
     return {name: np.asarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
 
 
-def _map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
+def map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
+    """What a map function makes of a row, or the reason why the row is left out.
+
+    Raises:
+        DataError: The map function fails with anything but :class:`RowError`, or gives no group.
+    """
     if isinstance(raw.value, RowError):
         return raw.value
     try:

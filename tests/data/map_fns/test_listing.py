@@ -5,12 +5,13 @@ from __future__ import annotations
 import doctest
 import inspect
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from xrlhf.data import map_fns
-from xrlhf.data.map_fns import Column, FormatInfo, describe_format, describe_formats
+from xrlhf.data.map_fns import Column, FormatInfo, FormatOption, describe_format, describe_formats, find_format
+from xrlhf.errors import ConfigError
 from xrlhf.registry import MAP_FNS
 
 FORMATS = {info.name: info for info in describe_formats()}
@@ -28,13 +29,15 @@ def test_every_map_function_is_registered_exported_and_listed() -> None:
 def test_every_docstring_says_what_a_user_needs(name: str) -> None:
     info = FORMATS[name]
     assert info.summary.endswith(".")
-    assert len(info.columns) >= 2
+    assert len(info.columns) >= 2 or name == "helpsteer2_pair_map_fn"
+    assert info.columns
+    assert info.traps
     assert info.licence
     doc = inspect.getdoc(getattr(map_fns, name)) or ""
     for section in ("Columns:", "Traps:", "Licence:", "Args:", "Returns:", "Raises:", "Example:"):
         assert f"\n{section}\n" in doc, section
     for option in info.options:
-        assert f"\n    {option}: " in doc, option
+        assert option.meaning, option.name
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -56,7 +59,23 @@ def test_what_is_read_from_a_docstring() -> None:
             Column("rejected", "text", "the worse transcript."),
         ),
         licence="MIT. The texts are offensive and disturbing in places.",
-        options={"empty": "drop"},
+        options=(
+            FormatOption(
+                "empty",
+                default="drop",
+                choices=("drop", "keep"),
+                meaning='``"drop"`` leaves rows with a blank answer out, ``"keep"`` keeps them as empty answers.',
+            ),
+        ),
+        traps=(
+            "The text is cut at turn markers: answers often share their first words, and ``Human:`` inside a sentence "
+            "is no turn.",
+            "A few rows have two Assistant turns in a row, in the prompt or in the answer. They stay two messages, so "
+            "a chat template must allow that.",
+            "A few chosen answers are blank.",
+        ),
+        imports=("from xrlhf.data.map_fns import hh_map_fn",),
+        recipe='dict(source="FILE", map_fn=hh_map_fn)',
     )
     cleaned = {column.name for column in FORMATS["ultrafeedback_cleaned_map_fn"].columns}
     assert {"chosen-rating", "rejected-rating"} <= cleaned
@@ -69,7 +88,21 @@ def test_a_function_of_the_users_own() -> None:
     def bare(row: Any, *, limit: int = 3) -> Any:
         return row
 
-    assert describe_format("bare", bare) == FormatInfo("bare", "", (), "", {"limit": 3})
+    assert describe_format("bare", bare) == FormatInfo(
+        name="bare",
+        summary="",
+        columns=(),
+        licence="",
+        options=(FormatOption("limit", default=3),),
+        traps=(),
+        imports=(f"from {__name__} import bare",),
+        recipe='dict(source="FILE", map_fn=bare)',
+    )
+
+    def annotated(row: Any, *, kind: NotImported = None) -> Any:  # type: ignore[name-defined]  # noqa: F821
+        return row
+
+    assert describe_format("annotated", annotated).options == (FormatOption("kind"),)
 
     def documented(row: Any) -> Any:
         """My rows.
@@ -85,3 +118,57 @@ def test_a_function_of_the_users_own() -> None:
 
     info = describe_format("documented", documented)
     assert info.columns == (Column("my column", "text", "goes on over two lines."),)
+
+
+def test_options_that_must_be_chosen_stand_in_the_recipe() -> None:
+    info = FORMATS["pku_saferlhf_map_fn"]
+    label = info.options[0]
+    assert (label.name, label.required, label.choices) == ("label", True, ("better", "safer"))
+    assert info.recipe == 'dict(source="FILE", map_fn=dict(type=pku_saferlhf_map_fn, label="better"))'
+
+    def choosy(row: Any, *, mode: Literal["a", "b"], limit: int) -> Any:
+        return row
+
+    assert describe_format("choosy", choosy).recipe == (
+        'dict(source="FILE", map_fn=dict(type=choosy, mode="a", limit=...))'
+    )
+
+
+def test_a_recipe_of_its_own() -> None:
+    info = FORMATS["helpsteer2_pair_map_fn"]
+    assert info.imports == (
+        "from xrlhf.data.map_fns import helpsteer2_pair_map_fn",
+        "from xrlhf.data.sources import JoinedRowsSource",
+    )
+    assert info.recipe.startswith("dict(source=dict(type=JoinedRowsSource, ")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_line_can_be_run(name: str) -> None:
+    from xrlhf.data.dataset import resolve_map_fn
+
+    info = FORMATS[name]
+    names: dict[str, Any] = {}
+    exec("\n".join(info.imports), names)
+    spec = eval(info.recipe, names)
+    assert resolve_map_fn(spec["map_fn"])
+
+
+@pytest.mark.parametrize("name", ["shp", "shp_map_fn"])
+def test_a_format_by_name(name: str) -> None:
+    assert find_format(name) == FORMATS["shp_map_fn"]
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("shp_map_fm", "'shp_map_fn'"), ("nectr", "'nectar'"), ("zzzzzz", "")])
+def test_no_such_format(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"no format is called '{name}'.*{nearest}.*list-dataset-formats"):
+        find_format(name)
+
+
+def test_formats_by_pattern() -> None:
+    def found(pattern: str) -> list[str]:
+        return [info.name for info in describe_formats(pattern)]
+
+    assert found("helpsteer3") == ["helpsteer3_preference_map_fn"]
+    assert found("reward_bench*") == ["reward_bench_2_map_fn", "reward_bench_map_fn"]
+    assert found("bench*") == []

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from xrlhf.config.suggest import nearest_clause
+from xrlhf.errors import ConfigError
 from xrlhf.registry import MAP_FNS
 
-__all__ = ["Column", "FormatInfo", "describe_format", "describe_formats"]
+__all__ = ["Column", "FormatInfo", "FormatOption", "describe_format", "describe_formats", "find_format"]
 
 _COLUMN = re.compile(r"(?P<name>\S.*?) \((?P<kind>[^()]*)\): (?P<meaning>.*)")
+_ARGUMENT = re.compile(r"(?P<name>\w+): (?P<meaning>.*)")
+_SUFFIX = "_map_fn"
+_PACKAGE = "xrlhf.data.map_fns"
 
 
 @dataclass(frozen=True)
@@ -36,34 +42,88 @@ class Column:
 
 
 @dataclass(frozen=True)
+class FormatOption:
+    """One option of a map function.
+
+    Args:
+        name: Its name.
+        required: Whether the caller must give it.
+        default: What it is where it is not given; None where it must be.
+        choices: The values it may have, where these are few.
+        meaning: What it does, as far as the docstring says so.
+    """
+
+    name: str
+    required: bool = False
+    default: Any = None
+    choices: tuple[Any, ...] = ()
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
 class FormatInfo:
     """One row format.
 
     Args:
         name: Name of the map function that reads it.
         summary: One line.
-        columns: Its columns, as far as the docstring lists them.
+        columns: Its columns, as far as the docstring lists them; those of answers in the order of their scores.
         licence: Of the public set it is named for; empty where none is given.
-        options: Options of the map function and their defaults.
+        options: Options of the map function.
+        traps: What goes wrong easily.
+        imports: The lines of a recipe that import what ``recipe`` names.
+        recipe: The item of a recipe's ``sources`` that chooses it.
     """
 
     name: str
     summary: str
     columns: tuple[Column, ...]
     licence: str
-    options: dict[str, Any]
+    options: tuple[FormatOption, ...]
+    traps: tuple[str, ...]
+    imports: tuple[str, ...]
+    recipe: str
 
 
-def describe_formats() -> list[FormatInfo]:
-    """Every registered map function in order of its name, the user's own included."""
+def describe_formats(pattern: str | None = None) -> list[FormatInfo]:
+    """Every registered map function in order of its name, the user's own included.
+
+    Args:
+        pattern: Only names that contain it, or that match it where it holds ``*``, ``?`` or ``[``; None for all.
+    """
     MAP_FNS.import_from_location()
-    return [describe_format(name, function) for name, function in sorted(MAP_FNS.module_dict.items())]
+    names = sorted(MAP_FNS.module_dict)
+    if pattern is not None and any(char in pattern for char in "*?["):
+        names = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    elif pattern is not None:
+        names = [name for name in names if pattern in name]
+    return [describe_format(name, MAP_FNS.module_dict[name]) for name in names]
+
+
+def find_format(name: str) -> FormatInfo:
+    """The format of that name, which may lack ``_map_fn`` at its end.
+
+    Raises:
+        ConfigError: There is none; the message names the nearest.
+    """
+    formats = {info.name: info for info in describe_formats()}
+    for candidate in (name, name + _SUFFIX):
+        if candidate in formats:
+            return formats[candidate]
+    near = nearest_clause(name, formats) or nearest_clause(name, [known.removesuffix(_SUFFIX) for known in formats])
+    raise ConfigError(f"no format is called {name!r}{near}; `xrlhf list-dataset-formats` lists them")
 
 
 def describe_format(name: str, function: Callable[..., Any]) -> FormatInfo:
-    """What the docstring of a map function says: its first line, and its sections ``Columns:`` and ``Licence:``."""
+    """What the signature of a map function says, and its docstring: the first line and the sections.
+
+    The sections are ``Columns:``, ``Traps:``, ``Licence:``, ``Args:`` and, where choosing the format takes more than
+    its name and its required options, ``Recipe:`` (lines of imports, and the item of ``sources`` last).
+    """
     doc = inspect.getdoc(function) or ""
-    parameters = inspect.signature(function).parameters.values()
+    module = _PACKAGE if function.__module__.startswith(f"{_PACKAGE}.") else function.__module__
+    options = _options_of(function, doc)
+    *imports, recipe = _section(doc, "Recipe") or [_recipe_line(name, options)]
     return FormatInfo(
         name=name,
         summary=doc.split("\n", 1)[0],
@@ -71,8 +131,42 @@ def describe_format(name: str, function: Callable[..., Any]) -> FormatInfo:
             Column(**match.groupdict()) for entry in _section(doc, "Columns") if (match := _COLUMN.fullmatch(entry))
         ),
         licence=" ".join(_section(doc, "Licence")),
-        options={option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY},
+        options=options,
+        traps=tuple(entry.removeprefix("- ") for entry in _section(doc, "Traps")),
+        imports=(f"from {module} import {name}", *imports),
+        recipe=recipe,
     )
+
+
+def _options_of(function: Callable[..., Any], doc: str) -> tuple[FormatOption, ...]:
+    arguments = filter(None, map(_ARGUMENT.fullmatch, _section(doc, "Args")))
+    meanings = {match["name"]: match["meaning"] for match in arguments}
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        # Annotations of a user's function may name what only type checkers import.
+        hints = {}
+    return tuple(
+        FormatOption(
+            name=option.name,
+            required=option.default is option.empty,
+            default=None if option.default is option.empty else option.default,
+            choices=get_args(hint) if get_origin(hint := hints.get(option.name)) is Literal else (),
+            meaning=meanings.get(option.name, ""),
+        )
+        for option in inspect.signature(function).parameters.values()
+        if option.kind is option.KEYWORD_ONLY
+    )
+
+
+def _recipe_line(name: str, options: tuple[FormatOption, ...]) -> str:
+    required = [
+        f"{option.name}={option.choices[0]!r}" if option.choices else f"{option.name}=..."
+        for option in options
+        if option.required
+    ]
+    chosen = f"dict(type={name}, {', '.join(required)})" if required else name
+    return f'dict(source="FILE", map_fn={chosen})'.replace("'", '"')
 
 
 def _section(doc: str, title: str) -> list[str]:
