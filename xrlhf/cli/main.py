@@ -15,6 +15,7 @@ from xrlhf.cli.convert import convert
 from xrlhf.cli.copy_cfg import copy_cfg
 from xrlhf.cli.env import env
 from xrlhf.cli.list_cfg import list_cfg
+from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
 from xrlhf.cli.score import score
 from xrlhf.cli.test import test
@@ -38,7 +39,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_COMMANDS: tuple[Callable[..., Any], ...] = (train, test, score, list_cfg, copy_cfg, check_dataset, log_dataset, env)
+_COMMANDS: tuple[Callable[..., Any], ...] = (
+    train,
+    test,
+    score,
+    list_cfg,
+    copy_cfg,
+    list_dataset_formats,
+    check_dataset,
+    log_dataset,
+    env,
+)
 for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(convert, name="convert")
