@@ -17,7 +17,7 @@ from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
 
 COMMANDS = [
-    *("train", "test", "score", "list-cfg", "copy-cfg", "check-dataset", "log-dataset", "env"),
+    *("train", "test", "score", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset", "log-dataset", "env"),
     "convert pth_to_hf",
 ]
 
@@ -390,3 +390,21 @@ def test_ctrl_c_before_the_first_step(
     monkeypatch.setattr("xrlhf.engine.build.build_runner", interrupted)
     assert main(["train", str(tiny_recipe())]) == 130
     assert capsys.readouterr().err == "interrupted before the first step\n"
+
+
+# ---------------------------------------------------------------- formats of rows to be scored
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--format-option", "label=safer"], "error: --format-option belongs to a format: name it with --format"),
+        (["--format", "llmbra"], "error: no format is called 'llmbra'; nearest: 'llmbar'; "),
+        (["--format", "pku_saferlhf"], "error: map_fn pku_saferlhf_map_fn has no default for label: write "),
+        (["--format", "pku_saferlhf", "--format-option", "label"], "error: format option 'label': expected name="),
+    ],
+)
+def test_wrong_formats_are_refused_before_the_model_is_read(
+    complaint: Callable[..., str], options: list[str], line: str
+) -> None:
+    assert complaint("score", "no-model", "--data", "rows.jsonl", "--out", "out.jsonl", *options).startswith(line)

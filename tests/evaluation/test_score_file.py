@@ -11,8 +11,9 @@ from tiny_models import byte_tokenizer, tiny_backbone
 
 from xrlhf.data.reasons import Reason, RowError
 from xrlhf.devices import CpuDevice
-from xrlhf.errors import DataError, ModelError
+from xrlhf.errors import ConfigError, DataError, ModelError
 from xrlhf.evaluation import score_file as module
+from xrlhf.evaluation.rows import format_map_fn
 from xrlhf.evaluation.score_file import ScoreSummary, score_file
 from xrlhf.evaluation.scorer import Scorer
 from xrlhf.models.reward_model import RewardModel
@@ -99,6 +100,89 @@ def test_other_formats_are_read(tmp_path: Path) -> None:
     listed.write_text(json.dumps(ROWS))
     for data in (packed, listed):
         assert score_file(COUNTING, data, tmp_path / "out.jsonl").num_rows == 6
+
+
+# --------------------------------------------------------------------------------------- rows of a named format
+
+
+def scored(tmp_path: Path, name: str, rows: Sequence[dict[str, Any]], *options: str, **more: Any) -> list[Any]:
+    data = write(tmp_path / "rows.jsonl", rows)
+    score_file(COUNTING, data, tmp_path / "out.jsonl", map_fn=format_map_fn(name, options), **more)
+    return read(tmp_path / "out.jsonl")
+
+
+def test_scores_stand_in_the_order_of_the_row_whatever_is_preferred(tmp_path: Path) -> None:
+    rows = [
+        {"id": label, "input": "Q", "output_1": "four", "output_2": "seventeen", "label": label, "note": "kept"}
+        for label in (1, 2)
+    ]
+    assert scored(tmp_path, "llmbar", rows) == [{**row, "scores": [4.0, 9.0]} for row in rows]
+
+
+def test_ranked_lists_and_single_answers(tmp_path: Path) -> None:
+    ranked = {"prompt": "Q", "answers": [{"answer": "a" * n, "rank": rank} for n, rank in ((3, 3), (1, 1), (2, 2))]}
+    assert scored(tmp_path, "nectar_map_fn", [ranked]) == [{**ranked, "scores": [3.0, 1.0, 2.0]}]
+    wanted = {"prompt": "Q", "completion": "four", "label": False}
+    assert scored(tmp_path, "kto", [wanted]) == [{**wanted, "score": 4.0}]
+
+
+def test_what_training_drops_is_scored(tmp_path: Path) -> None:
+    base = {"prompt": "Q", "response 1": "four", "response 2": "no"}
+    rows = [
+        {**base, "label": 2},
+        {**base, "label": 1, "response 2": ""},
+        {**base, "label": 0, "response 2": "four"},
+    ]
+    assert [row["scores"] for row in scored(tmp_path, "autoj", rows)] == [[4.0, 2.0], [4.0, 0.0], [4.0, 4.0]]
+
+
+def test_options_of_a_format(tmp_path: Path) -> None:
+    row = {"prompt": "Q", "response_0": "four", "response_1": "no", "better_response_id": 1}
+    assert scored(tmp_path, "pku_saferlhf", [row], "label=better")[0]["scores"] == [4.0, 2.0]
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: column 'safer_response_id' is missing"):
+        scored(tmp_path, "pku_saferlhf", [row], "label=safer")
+
+
+def test_a_row_that_is_not_of_the_format(tmp_path: Path) -> None:
+    row = {"input": "Q", "output_1": "four", "output_2": "no", "label": 0}
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: label is 0; expected 1 or 2 \(--skip-bad"):
+        scored(tmp_path, "llmbar", [row])
+    (kept,) = scored(tmp_path, "llmbar", [row], skip_bad=True)
+    assert kept == {**row, "error": "bad-label: label is 0; expected 1 or 2"}
+
+
+def test_a_real_model_scores_a_format_as_its_scorer_does(tmp_path: Path) -> None:
+    scorer = Scorer(RewardModel(tiny_backbone()).eval(), prepare_tokenizer(byte_tokenizer()), CpuDevice())
+    row = {"input": "Q", "output_1": "four", "output_2": "seventeen", "label": 2}
+    data = write(tmp_path / "rows.jsonl", [row])
+    score_file(scorer, data, tmp_path / "out.jsonl", map_fn=format_map_fn("llmbar"))
+    ask = [{"role": "user", "content": "Q"}]
+    answers = tuple([{"role": "assistant", "content": row[name]}] for name in ("output_1", "output_2"))
+    (expected,) = scorer.score([Group(ask, answers)])
+    assert read(tmp_path / "out.jsonl")[0]["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("llmbra", (), "no format is called 'llmbra'; nearest: 'llmbar'"),
+        ("pku_saferlhf", (), "pku_saferlhf_map_fn has no default for label"),
+        ("llmbar", ("empty",), "format option 'empty': expected name=value, such as label=safer"),
+        ("llmbar", ("a.b=1",), "format option 'a.b=1': expected name=value"),
+        ("llmbar", ("full=1",), "map_fn 'llmbar_map_fn': got an unexpected keyword argument 'full'"),
+        ("no_such_package.map_fn", (), "no module 'no_such_package'"),
+    ],
+)
+def test_formats_that_there_are_not(name: str, options: Sequence[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        format_map_fn(name, options)
+
+
+def test_a_map_function_of_ones_own() -> None:
+    assert format_map_fn("xrlhf.data.map_fns.hh_map_fn")({"chosen": PAIR[0], "rejected": PAIR[1]}).responses
+
+
+PAIR = ("\n\nHuman: Q\n\nAssistant: four", "\n\nHuman: Q\n\nAssistant: no")
 
 
 # ------------------------------------------------------------------------------------------------ bad rows

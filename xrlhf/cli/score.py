@@ -16,6 +16,14 @@ def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model: a directory or a hub name.")],
     data: Annotated[Path, typer.Option(help="JSON Lines (or JSON, gzip, Parquet) with conversations.")],
     out: Annotated[Path, typer.Option(help="JSON Lines to write: every row with its score.")],
+    format_name: Annotated[
+        Optional[str],
+        typer.Option("--format", metavar="NAME", help="The rows' format, as `xrlhf list-dataset-formats` names it."),
+    ] = None,
+    format_options: Annotated[
+        Optional[list[str]],
+        typer.Option("--format-option", metavar="KEY=VALUE", help="An option of the format; may be given repeatedly."),
+    ] = None,
     device: DeviceName = None,
     dtype: Annotated[str, typer.Option(help="Type the weights are held in.")] = "float32",
     max_length: Annotated[
@@ -31,14 +39,20 @@ def score(
     """Score every conversation of a file.
 
     A row may hold messages; text; prompt + response; prompt + responses; prompt + chosen + rejected; or chosen +
-    rejected. It is written back with "score", or with "scores" in the row's own order where it holds several.
+    rejected; with --format, whatever that format has. It is written back with "score", or with "scores" in the row's
+    own order where it holds several.
 
     Example: xrlhf score reward_hf --data answers.jsonl --out scored.jsonl
     """
     from xrlhf.devices import find_device
+    from xrlhf.errors import ConfigError
+    from xrlhf.evaluation.rows import format_map_fn
     from xrlhf.evaluation.score_file import score_file
     from xrlhf.evaluation.scorer import Scorer
 
+    if format_options and format_name is None:
+        raise ConfigError("--format-option belongs to a format: name it with --format")
+    map_fn = format_map_fn(format_name, format_options or ()) if format_name is not None else None
     chosen = find_device(device)
     chosen.set_device(0)
     scorer = Scorer.from_pretrained(
@@ -49,7 +63,7 @@ def score(
         truncation=truncation,  # type: ignore[arg-type]
         token_budget=token_budget,
     )
-    summary = score_file(scorer, data, out, skip_bad=skip_bad)
+    summary = score_file(scorer, data, out, skip_bad=skip_bad, map_fn=map_fn)
     typer.echo(
         f"wrote {out}: {summary.num_scores} scores of {summary.num_rows} rows"
         + (f", {summary.num_bad} rows not scored" if summary.num_bad else "")

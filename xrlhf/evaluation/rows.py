@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xrlhf.config.overrides import parse_value
+from xrlhf.data.dataset import resolve_map_fn
 from xrlhf.data.map_fns.hh import parse_transcript
+from xrlhf.data.map_fns.listing import find_format
 from xrlhf.data.map_fns.messages import (
     check_answer,
     check_messages,
@@ -15,9 +18,12 @@ from xrlhf.data.map_fns.messages import (
     text_of,
 )
 from xrlhf.data.reasons import Reason, RowError, kind_of
+from xrlhf.data.sources import RawRow
+from xrlhf.data.table import MapFn, map_row
+from xrlhf.errors import ConfigError
 from xrlhf.structures import Group, Message
 
-__all__ = ["LAYOUTS", "is_single", "scorable_group"]
+__all__ = ["LAYOUTS", "format_map_fn", "group_of_format", "is_single", "scorable_group"]
 
 LAYOUTS = (
     "prompt + chosen + rejected",
@@ -93,3 +99,34 @@ def _one_conversation(messages: list[Message], name: str) -> Group:
     if not messages or messages[-1]["role"] != "assistant":
         raise RowError(Reason.WRONG_ROLES, f"{name} does not end with an assistant message, so there is no answer")
     return Group(messages[:-1], (messages[-1:],))
+
+
+def format_map_fn(name: str, options: Iterable[str] = ()) -> MapFn:
+    """The map function of a format by its name, with or without ``_map_fn``, or by its dotted name.
+
+    Args:
+        name: Such as ``"shp"``, ``"shp_map_fn"`` or ``"my_package.my_map_fn"``.
+        options: Options of the map function as ``name=value``.
+
+    Raises:
+        ConfigError: There is no such format, or it does not take these options.
+    """
+    given = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"format option {option!r}: expected name=value, such as label=safer")
+        given[key] = parse_value(value)
+    return resolve_map_fn({"type": name if "." in name else find_format(name).name, **given})
+
+
+def group_of_format(raw: RawRow, map_fn: MapFn) -> Group | RowError:
+    """The answers of a row that is of a format, or the reason why they cannot be scored.
+
+    What training drops, a tie or a blank answer, can be scored all the same.
+
+    Raises:
+        DataError: The map function fails with anything but :class:`RowError`, or gives no group.
+    """
+    found = map_row(raw, map_fn)
+    return found.group or found if isinstance(found, RowError) else found
