@@ -32,6 +32,12 @@ from xrlhf.structures import TokenizedGroup
 
 SIDES = Path(__file__).resolve().parent / "sides"
 WARMUP_STEPS = 2
+VARIANTS: dict[str, dict[str, Any]] = {
+    "checkpointing": {"checkpointing": True},
+    "compiled": {"compiled": True},
+    "small batches": {"token_budget": 1024},
+}
+"""Settings of ours that trade speed for memory or for a longer start."""
 
 
 def parse() -> argparse.Namespace:
@@ -45,7 +51,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--compiled", action="store_true", help="run xrlhf with compiled layers as well")
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=["checkpointing"], help="other settings of xrlhf to run too"
+    )
     parser.add_argument("--sweep", action="store_true", help="vary prompt length, answer length and group size instead")
     return parser.parse_args()
 
@@ -55,8 +63,8 @@ def contenders(options: argparse.Namespace, python: Path) -> dict[str, tuple[lis
     ours = [sys.executable, str(SIDES / "xrlhf_reward.py")]
     peer = [str(python), str(SIDES / "trl_reward.py")]
     sides: dict[str, tuple[list[str], dict[str, Any]]] = {"xrlhf": (ours, {})}
-    if options.compiled:
-        sides["xrlhf compiled"] = (ours, {"compiled": True})
+    for name in options.variants:
+        sides[f"xrlhf {name}"] = (ours, VARIANTS[name])
     for batch in options.peer_batches:
         sides[f"TRL batch {batch}"] = (peer, {"batch": batch, "trl_defaults": False})
     sides["TRL defaults"] = (peer, {"batch": options.pairs_per_step, "trl_defaults": True})
@@ -154,7 +162,7 @@ def report(
             ]
         )
     header = ["side", "pairs/s", "xrlhf is faster by", "peak MiB", "xrlhf needs", "seconds to step 1"]
-    text = table(header, rows)
+    text = table(header, rows) + "\n\n" + memory_line(outcomes)
     print("\n" + text)
     if rates:
         rate = statistics.median(rates)
@@ -174,6 +182,13 @@ def report(
     (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     plot(speeds, options.out / "pairs_per_second.png")
     print(f"raw figures and plot: {options.out}")
+
+
+def memory_line(outcomes: dict[str, list[Outcome]]) -> str:
+    """Peak memory of xrlhf under the settings that TRL's defaults have, activation checkpointing among them."""
+    peaks = {name: statistics.median(o.memory_mib for o in runs) for name, runs in outcomes.items()}
+    ours = "xrlhf checkpointing" if "xrlhf checkpointing" in peaks else "xrlhf"
+    return f"peak memory: {ours} needs {peaks[ours] / peaks['TRL defaults']:.2f} of what TRL's defaults need"
 
 
 def plot(speeds: dict[str, list[float]], path: Path) -> None:

@@ -23,6 +23,7 @@ lr = 1e-4
 precision = "bfloat16"
 map_fn = conversation_pair_map_fn
 compiled = False
+checkpointing = False
 
 tokenizer = dict(type=load_tokenizer, path=pretrained)
 model = dict(
@@ -31,6 +32,7 @@ model = dict(
     loss=dict(type=RankingLoss),
     precision=precision,
     compile=compiled,
+    gradient_checkpointing=checkpointing,
 )
 train_dataloader = dict(
     dataset=dict(

@@ -33,6 +33,7 @@ def main(job_file: str) -> None:
         "work_dir": job["scratch"],
         "cache_dir": job["scratch"] + "_cache",
         "compiled": job.get("compiled", False),
+        "checkpointing": job.get("checkpointing", False),
         **({"map_fn": job["map_fn"]} if "map_fn" in job else {}),
     }
     arguments = ["train", str(RECIPE), "--device", job["device"], "--cfg-options"]
