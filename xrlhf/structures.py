@@ -1,7 +1,7 @@
 """Every shape of data that crosses a module border, in one place.
 
-Letters used in shapes throughout the package: ``G`` groups, ``K`` responses of a group, ``T`` packed tokens, ``H``
-hidden size, ``S`` segments, ``R`` padded rows, ``L`` tokens of a padded row.
+Letters used in shapes throughout the package: ``G`` groups, ``K`` responses of a group, ``A`` attributes of a
+response, ``T`` packed tokens, ``H`` hidden size, ``S`` segments, ``R`` padded rows, ``L`` tokens of a padded row.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class TokenizedGroup:
         ratings: (K,) float32 or None.
         dataset: Index of the source this group came from.
         row: Row number inside that source, counted from 0.
+        attributes: (K, A) float32, NaN where the data has none, or None. Their names and order are those that the
+            data set was asked for.
     """
 
     prompt_ids: np.ndarray
@@ -101,6 +103,7 @@ class TokenizedGroup:
     ratings: np.ndarray | None = None
     dataset: int = 0
     row: int = 0
+    attributes: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -143,6 +146,7 @@ class PackedBatch:
         ratings: (G, K) float32, NaN where the data has none.
         group_ids: (G,) int64, position of each group in its dataset, for reports.
         group_weights: (G,) float32, 1 for a group that counts, 0 for filler that keeps ranks in step.
+        attributes: (G, K, A) float32, NaN where the data has none; None where no group carries attributes.
     """
 
     input_ids: Tensor
@@ -153,6 +157,7 @@ class PackedBatch:
     ratings: Tensor
     group_ids: Tensor
     group_weights: Tensor
+    attributes: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -212,8 +217,9 @@ class LossOutput:
     Args:
         loss: Scalar with gradient: the *sum* over the groups of the micro-batch.
         group_losses: (G,) detached, the loss of each group, to find rows that went wrong.
-        metrics: Detached scalars, each a sum over the micro-batch, by name; ``num_*`` entries are the counts that
-            sums are divided by. No name contains ``loss``.
+        metrics: Detached scalars, each a sum over the micro-batch, by name. ``num_X`` is the count that the sum ``X``
+            is divided by, ``num_ranked`` that of ``acc`` and ``margin``; a sum without a count is divided by the
+            number of groups. No name contains ``loss``.
     """
 
     loss: Tensor

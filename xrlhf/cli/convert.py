@@ -26,6 +26,9 @@ def pth_to_hf(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make; it must not exist, or be empty.")],
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, bfloat16 or float16.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    keep_attributes: Annotated[
+        bool, typer.Option("--keep-attributes", help="One label for each attribute in place of their weighted sum.")
+    ] = False,
     overrides: Overrides = None,
     cfg_options: CfgOptions = None,
 ) -> None:
@@ -36,5 +39,7 @@ def pth_to_hf(
     recipe = read_recipe(config, cfg_options, overrides)
     from xrlhf.export import export_checkpoint
 
-    export_checkpoint(recipe, checkpoint, out, dtype=dtype, max_shard_size=max_shard_size)
+    export_checkpoint(
+        recipe, checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, keep_attributes=keep_attributes
+    )
     typer.echo(f"wrote {out}: load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})")

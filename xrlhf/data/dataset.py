@@ -152,6 +152,8 @@ class GroupDataset:
         max_bad_share: Largest share of rows without the format before the run stops.
         max_left_out_share: Largest share of rows left out for any reason before the run stops.
         chat_template_kwargs: Options of the chat template.
+        attributes: Names of the attributes to read, in this order, for a model with an attribute head; rows that have
+            none of them are left out and counted.
 
     Raises:
         DataError: A source is missing, bad or empty; an option is wrong.
@@ -171,6 +173,7 @@ class GroupDataset:
         max_bad_share: float = 0.02,
         max_left_out_share: float = 0.5,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        attributes: Sequence[str] = (),
     ) -> None:
         if not sources:
             raise DataError("a dataset needs at least one source")
@@ -182,6 +185,7 @@ class GroupDataset:
             max_length=max_length,
             truncation=truncation,
             chat_template_kwargs=dict(chat_template_kwargs or {}),
+            attributes=attributes,
         )
         self.names: list[str] = []
         self.tables: list[GroupTable] = []

@@ -118,9 +118,11 @@ class GroupEncoder:
             out); ``"end"`` cuts the end of the text and puts the closing tokens of the template behind the cut.
             Whatever is left out is a counted :class:`RowError`.
         chat_template_kwargs: Passed to every rendering, for instance ``{"enable_thinking": False}``.
+        attributes: Names of the attributes to keep, in the order in which tokenised groups hold them. A group with
+            none of them is left out; one that lacks some of them has NaN in their place.
 
     Raises:
-        DataError: An unknown truncation or an impossible length.
+        DataError: An unknown truncation, an impossible length, or attributes that are no different names.
     """
 
     def __init__(
@@ -130,7 +132,12 @@ class GroupEncoder:
         max_length: int,
         truncation: Truncation = "drop",
         chat_template_kwargs: dict[str, Any] | None = None,
+        attributes: Sequence[str] = (),
     ) -> None:
+        if isinstance(attributes, str) or not all(isinstance(name, str) and name for name in attributes):
+            raise DataError(f"attributes must be a list of names, got {attributes!r}")
+        if len(set(attributes)) < len(attributes):
+            raise DataError(f"attributes must be different names, got {', '.join(attributes)}")
         if truncation not in ("drop", "prompt", "end"):
             raise DataError(f"truncation must be 'drop', 'prompt' or 'end', got {truncation!r}")
         if max_length < 2:
@@ -139,16 +146,17 @@ class GroupEncoder:
         self.max_length = max_length
         self.truncation = truncation
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.attributes = tuple(attributes)
         self._control_token = _control_token_pattern(tokenizer)
         self._cuts = safe_cuts(tokenizer)
         self._closing: dict[bool, np.ndarray] = {}
         self._fingerprint: str | None = None
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the ids this encoder makes."""
+        """Digest of everything that decides what this encoder makes of a group."""
         if self._fingerprint is None:
             tokenizer = tokenizer_fingerprint(self.tokenizer)
-            settings = [tokenizer, self.max_length, self.truncation, self.chat_template_kwargs]
+            settings = [tokenizer, self.max_length, self.truncation, self.chat_template_kwargs, self.attributes]
             self._fingerprint = hashlib.blake2b(
                 json.dumps(settings, sort_keys=True).encode(), digest_size=16
             ).hexdigest()
@@ -278,8 +286,24 @@ class GroupEncoder:
         responses = tuple(np.ascontiguousarray(seq[shared:]) for seq in ids)
         if not keep_identical and len({seq.tobytes() for seq in responses}) < len(responses):
             return RowError(Reason.IDENTICAL, "two responses have the same tokens")
+        attributes = self._attributes_of(group)
+        if isinstance(attributes, RowError):
+            return attributes
         ratings = None if group.ratings is None else np.asarray(group.ratings, dtype=np.float32)
-        return TokenizedGroup(np.ascontiguousarray(prompt), responses, ratings)
+        return TokenizedGroup(np.ascontiguousarray(prompt), responses, ratings, attributes=attributes)
+
+    def _attributes_of(self, group: Group) -> np.ndarray | RowError | None:
+        """(K, A) float32, NaN for what the group does not have; None where none are asked for."""
+        if not self.attributes:
+            return None
+        given = group.attributes or {}
+        nothing = (np.nan,) * len(group.responses)
+        values = np.array([given.get(name, nothing) for name in self.attributes], dtype=np.float32).T
+        if np.isnan(values).all():
+            found = ", ".join(map(repr, given)) or "none"
+            wanted = ", ".join(map(repr, self.attributes))
+            return RowError(Reason.NO_ATTRIBUTES, f"the row has the attributes {found}; expected one or more of {wanted}")
+        return np.ascontiguousarray(values)
 
     def _closing_ids(self, is_text: bool) -> np.ndarray:
         """Ids that stand behind the last word of every conversation."""

@@ -35,7 +35,8 @@ def pack(
         The packed batch, on the CPU.
 
     Raises:
-        ValueError: No group, a group without a response, or a response without an id (it has no token to be scored at).
+        ValueError: No group, a group without a response, or a response without an id (it has no token to be scored at);
+            groups with different numbers of attributes.
     """
     if not groups:
         raise ValueError("cannot pack an empty list of groups")
@@ -77,6 +78,7 @@ def pack(
             response_mask[g, k] = True
         if group.ratings is not None:
             ratings[g, : len(group.response_ids)] = group.ratings
+    attributes = _attributes(groups, most_responses)
     ids_of_groups = np.arange(num_groups) if group_ids is None else np.asarray(group_ids)
     group_weights = np.ones(num_groups) if weights is None else np.asarray(weights)
     return PackedBatch(
@@ -88,4 +90,19 @@ def pack(
         ratings=torch.from_numpy(ratings),
         group_ids=torch.from_numpy(ids_of_groups.astype(np.int64)),
         group_weights=torch.from_numpy(group_weights.astype(np.float32)),
+        attributes=None if attributes is None else torch.from_numpy(attributes),
     )
+
+
+def _attributes(groups: Sequence[TokenizedGroup], most_responses: int) -> np.ndarray | None:
+    """(G, K, A) float32, NaN where there is none; None where no group carries any."""
+    numbers = {group.attributes.shape[1] for group in groups if group.attributes is not None}
+    if not numbers:
+        return None
+    if len(numbers) > 1:
+        raise ValueError(f"groups with {sorted(numbers)} attributes cannot share a batch")
+    attributes = np.full((len(groups), most_responses, numbers.pop()), np.nan, dtype=np.float32)
+    for g, group in enumerate(groups):
+        if group.attributes is not None:
+            attributes[g, : len(group.response_ids)] = group.attributes
+    return attributes

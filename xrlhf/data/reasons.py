@@ -35,6 +35,7 @@ class Reason(str, Enum):
     TOO_LONG = "too-long"
     DUPLICATE = "duplicate"
     BELOW_MINIMUM = "below-minimum"
+    NO_ATTRIBUTES = "no-attributes"
 
     def __str__(self) -> str:
         return str(self.value)
@@ -68,6 +69,7 @@ _DROPPED = {
     Reason.TOO_LONG: "longer than the token limit",
     Reason.DUPLICATE: "an earlier row is the same",
     Reason.BELOW_MINIMUM: "too few answers, or a preference weaker than asked for",
+    Reason.NO_ATTRIBUTES: "none of the attributes that the model predicts",
 }
 
 

@@ -58,7 +58,7 @@ logger = logging.getLogger("xrlhf")
 
 MapFn = Callable[[Mapping[str, Any]], Group]
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK_ROWS = 2048
 _EXAMPLES = 20
 _ROWS_WORTH_WORKERS = 20_000
@@ -70,6 +70,7 @@ _DTYPES = {
     "length_ends": np.int64,
     "token_ends": np.int64,
     "ratings": np.float32,
+    "attributes": np.float32,
     "rows": np.int64,
     "prompt_keys": np.uint64,
 }
@@ -209,6 +210,7 @@ class GroupTable:
             self.report = TableReport.from_json(info["report"])
             self.source_name: str = info["source"]
             self.size: int = info["num_groups"]
+            self.attributes: tuple[str, ...] = tuple(info["attributes"])
             self._arrays = {name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _DTYPES.items()}
             self._check_sizes()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -219,6 +221,7 @@ class GroupTable:
         ends = {name: int(arrays[name][-1]) if len(arrays[name]) else 0 for name in ("length_ends", "token_ends")}
         expected = dict.fromkeys(arrays, self.size)
         expected |= {"lengths": ends["length_ends"], "ratings": ends["length_ends"], "tokens": ends["token_ends"]}
+        expected["attributes"] = ends["length_ends"] * len(self.attributes)
         for name, size in expected.items():
             if len(arrays[name]) != size:
                 raise ValueError(f"{name}.bin holds {len(arrays[name])} values, expected {size}")
@@ -248,14 +251,18 @@ class GroupTable:
         lengths = arrays["lengths"][length_start : int(arrays["length_ends"][index])]
         tokens = np.array(arrays["tokens"][token_start : int(arrays["token_ends"][index])])
         prompt, *responses = np.split(tokens, np.cumsum(lengths[:-1]))
-        # Ratings lie beside the lengths: the prompt's place is unused.
-        ratings = np.array(arrays["ratings"][length_start + 1 : int(arrays["length_ends"][index])])
+        # Ratings and attributes lie beside the lengths: the prompt's place is unused.
+        length_stop = int(arrays["length_ends"][index])
+        ratings = np.array(arrays["ratings"][length_start + 1 : length_stop])
+        number = len(self.attributes)
+        attributes = np.array(arrays["attributes"][(length_start + 1) * number : length_stop * number])
         return TokenizedGroup(
             prompt,
             tuple(responses),
             None if np.isnan(ratings).all() else ratings,
             dataset=self.dataset,
             row=int(arrays["rows"][index]),
+            attributes=attributes.reshape(-1, number) if number else None,
         )
 
     def num_tokens(self, indices: np.ndarray | None = None) -> np.ndarray:
@@ -335,10 +342,11 @@ def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> EncodedC
             groups.append(replace(result, row=raw.row))
             prompt_keys.append(_prompt_key(item))
     digests = np.array([_digest_of_tokens(group) for group in groups], dtype=np.uint64)
-    return EncodedChunk(len(raw_rows), _columns_of(groups, prompt_keys), digests, left_out)
+    columns = _columns_of(groups, prompt_keys, len(encoder.attributes))
+    return EncodedChunk(len(raw_rows), columns, digests, left_out)
 
 
-def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int]) -> dict[str, np.ndarray]:
+def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int], num_attributes: int) -> dict[str, np.ndarray]:
     """The groups as they lie in a table of their own."""
     pieces = [ids for group in groups for ids in (group.prompt_ids, *group.response_ids)]
     lengths = np.array([len(ids) for ids in pieces], dtype=np.int64)
@@ -347,12 +355,17 @@ def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int]) -> dict[st
     for group in groups:
         # The prompt's place is unused.
         ratings += [np.nan, *([np.nan] * len(group.response_ids) if group.ratings is None else group.ratings)]
+    attributes: list[np.ndarray] = []
+    for group in groups:
+        unused = np.full((1, num_attributes), np.nan, dtype=np.float32)
+        attributes += [unused, unused[:0] if group.attributes is None else group.attributes]
     columns = {
         "tokens": np.concatenate(pieces) if pieces else [],
         "lengths": lengths,
         "length_ends": length_ends,
         "token_ends": np.cumsum(lengths)[length_ends - 1],
         "ratings": ratings,
+        "attributes": np.concatenate(attributes).ravel() if attributes else [],
         "rows": [group.row for group in groups],
         "prompt_keys": np.array(prompt_keys, dtype=np.uint64),
     }
@@ -572,7 +585,8 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
         writer.close()
         report.num_groups = writer.num_groups
         report.num_duplicates = len(digests) - len(np.unique(np.asarray(digests, dtype=np.uint64)))
-        info = {"source": source.name, "num_groups": writer.num_groups, "report": report.to_json()}
+        info: dict[str, Any] = {"source": source.name, "num_groups": writer.num_groups, "attributes": list(encoder.attributes)}
+        info["report"] = report.to_json()
         with (aside / "table.json").open("w", encoding="utf-8") as file:
             json.dump(info, file)
             file.flush()

@@ -21,6 +21,7 @@ from xrlhf.devices import Device, find_device
 from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
+from xrlhf.engine.objective_check import check_attributes, check_objective
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
@@ -140,6 +141,9 @@ def build_parts(recipe: Config, ranks: Ranks) -> Parts:
     for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
         if loader is not None:
             check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
+    check_objective(model, "train_dataloader", train_loader.dataset)
+    if val_loader is not None:
+        check_attributes(model, "val_dataloader", val_loader.dataset)
     return Parts(tokenizer, model, train_loader, val_loader)
 
 

@@ -6,18 +6,21 @@ import copy
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
-from xrlhf.models.loading import torch_dtype
+from xrlhf.models.heads import AttributeHead, Head
+from xrlhf.models.loading import score_head, torch_dtype
 from xrlhf.models.reward_model import RewardModel
 
 __all__ = ["export_checkpoint", "save_reward_model"]
@@ -26,7 +29,13 @@ logger = logging.getLogger("xrlhf")
 
 
 def export_checkpoint(
-    recipe: Config, checkpoint: Path, out: Path, *, dtype: str = "float32", max_shard_size: str = "5GB"
+    recipe: Config,
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    keep_attributes: bool = False,
 ) -> None:
     """Convert a checkpoint to a Hugging Face directory, adapters merged.
 
@@ -36,6 +45,7 @@ def export_checkpoint(
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.
+        keep_attributes: As in :func:`save_reward_model`.
 
     Raises:
         CheckpointError: The checkpoint is damaged or of another architecture.
@@ -49,7 +59,8 @@ def export_checkpoint(
     if not isinstance(model, RewardModel):
         raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
-    _write(_merged(model), tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    labels = _labels(model.head, keep_attributes)
+    _write(_merged(model), tokenizer, out, labels=labels, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def save_reward_model(
@@ -59,6 +70,7 @@ def save_reward_model(
     *,
     dtype: str = "float32",
     max_shard_size: str = "5GB",
+    keep_attributes: bool = False,
 ) -> None:
     """Write a reward model and its tokenizer into ``out``, which appears only when it is complete.
 
@@ -73,14 +85,45 @@ def save_reward_model(
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.
+        keep_attributes: Of a model with an attribute head, write one label for each attribute, and their weights as
+            ``attribute_weights`` into ``config.json``: :class:`~xrlhf.evaluation.scorer.Scorer` then gives the same
+            score, and other tools the attributes. By default the weights are folded into a layer with one label, which
+            every tool reads as the score.
 
     Raises:
-        ModelError: The tokenizer has no pad token of its own, or the model's adapters cannot be merged.
+        ModelError: The tokenizer has no pad token of its own, the model's adapters cannot be merged, or it has no
+            attributes to keep.
         UserError: ``out`` is not empty or cannot be written.
     """
     check_new_directory(out)
+    labels = _labels(model.head, keep_attributes)
     merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
-    _write(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    _write(merged, tokenizer, out, labels=labels, dtype=dtype, max_shard_size=max_shard_size)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What the exported score layer gives: fields of ``config.json``, and a head to fold into one row, or None."""
+
+    fields: dict[str, Any]
+    fold: AttributeHead | None
+
+
+def _labels(head: Head, keep_attributes: bool) -> _Labels:
+    if isinstance(head, AttributeHead):
+        return _Labels(head.config_fields(), None) if keep_attributes else _Labels({"num_labels": 1}, head)
+    if keep_attributes:
+        raise ModelError("the model gives one score and has no attributes to keep: leave keep_attributes out")
+    return _Labels({"num_labels": 1}, None)
+
+
+def _fold(state: dict[str, Tensor], model: PreTrainedModel, head: AttributeHead) -> None:
+    """Put the weights of the attributes into the score layer of a state."""
+    name, layer = score_head(model, head.num_outputs)
+    weight, bias = head.folded(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+    state[f"{name}.weight"] = weight
+    if bias is not None:
+        state[f"{name}.bias"] = bias
 
 
 def _merged(model: RewardModel) -> PreTrainedModel:
@@ -94,18 +137,27 @@ def _merged(model: RewardModel) -> PreTrainedModel:
 
 
 def _write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str, max_shard_size: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    labels: _Labels,
+    dtype: str,
+    max_shard_size: str,
 ) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError("the tokenizer needs a pad token that is not its end token: see prepare_tokenizer")
     config = model.config
-    config.num_labels = 1
+    for field, value in labels.fields.items():
+        setattr(config, field, value)
     config.problem_type = "regression"
     config.pad_token_id = tokenizer.pad_token_id
     wanted = torch_dtype(dtype)
+    held = dict(model.state_dict())
+    if labels.fold is not None:
+        _fold(held, model, labels.fold)
     state = {
-        name: value.detach().to(wanted) if value.is_floating_point() else value
-        for name, value in model.state_dict().items()
+        name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in held.items()
     }
     with new_directory(out) as aside:
         try:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrlhf.losses.options import number_option
-from xrlhf.losses.pairs import pairwise
+from xrlhf.losses.pairs import NEEDS_PREFERENCE, has_pair, pairwise
 from xrlhf.registry import LOSSES
 
 __all__ = ["FocalRankingLoss"]
@@ -39,6 +39,12 @@ class FocalRankingLoss(nn.Module):
     Reduction: the loss of a group is the mean over all its pairs i < j; pairs of equal ratings are left out; a group
     without a pair gives 0.
 
+    Data:
+        An order: two or more responses, best first.
+
+    When:
+        Many pairs are easy, and training on them is a waste: large, clean sets of comparisons.
+
     Args:
         gamma: How fast easy pairs lose weight, 0 or greater; 0 is Bradley-Terry. 2 is the published value. Raise it
             when training accuracy is high and the hard pairs stagnate; lower it when labels are noisy, because the
@@ -51,6 +57,8 @@ class FocalRankingLoss(nn.Module):
         InternLM2, arXiv 2403.17297, section on reward models; InternLM/xtuner, xtuner/model/reward.py, focal_loss
         (gamma fixed at 2 there).
     """
+
+    needs = NEEDS_PREFERENCE
 
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
@@ -74,6 +82,10 @@ class FocalRankingLoss(nn.Module):
             differences > 0, math.log(2) + F.logsigmoid(-differences), torch.zeros_like(differences)
         )
         return pairs.mean(torch.exp(self.gamma * log_weight) * -F.logsigmoid(differences))
+
+    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
+        """(G,) bool, True where a group has a pair; see :class:`~xrlhf.losses.objective.Objective`."""
+        return has_pair(mask, ratings)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}"

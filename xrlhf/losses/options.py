@@ -9,8 +9,16 @@ from xrlhf.errors import ConfigError
 __all__ = ["number_option"]
 
 
-def number_option(owner: str, name: str, value: float, *, minimum: float = 0.0, exclusive: bool = False) -> float:
-    """``value`` as a float, if it is a finite number that is large enough.
+def number_option(
+    owner: str,
+    name: str,
+    value: float,
+    *,
+    minimum: float = 0.0,
+    exclusive: bool = False,
+    below: float = math.inf,
+) -> float:
+    """``value`` as a float, if it is a finite number in the range that makes sense.
 
     Args:
         owner: Class the option belongs to, for the message.
@@ -18,15 +26,18 @@ def number_option(owner: str, name: str, value: float, *, minimum: float = 0.0, 
         value: What the recipe gave.
         minimum: The smallest accepted value.
         exclusive: True where ``minimum`` itself is too small.
+        below: The smallest value that is too large.
 
     Returns:
         The value as a float.
 
     Raises:
-        ConfigError: ``value`` is no number, not finite, or too small.
+        ConfigError: ``value`` is no number, not finite, or out of range.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if is_number and (value > minimum or (value == minimum and not exclusive)):
+    if is_number and (value > minimum or (value == minimum and not exclusive)) and value < below:
         return float(value)
-    accepted = f"greater than {minimum:g}" if exclusive else f"{minimum:g} or greater"
-    raise ConfigError(f"{owner}: {name} is {value!r}; accepted is a finite number {accepted}")
+    limits = [f"greater than {minimum:g}" if exclusive else f"{minimum:g} or greater"] if minimum > -math.inf else []
+    limits += [f"below {below:g}"] if below < math.inf else []
+    accepted = " ".join(["a finite number", " and ".join(limits)]).rstrip()
+    raise ConfigError(f"{owner}: {name} is {value!r}; accepted is {accepted}")

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from xrlhf.losses.scores import existing_scores
 
-__all__ = ["Pairs", "pairwise"]
+__all__ = ["NEEDS_PREFERENCE", "Pairs", "has_pair", "pairwise", "tied_pairs"]
+
+NEEDS_PREFERENCE = (
+    "it needs groups of two or more responses that are not all rated alike; for single rated responses choose "
+    "RegressionLoss or BinaryLoss"
+)
+"""What the losses on preferences say of data without any."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,48 @@ def pairwise(scores: Tensor, mask: Tensor, ratings: Tensor) -> Pairs:
         ValueError: Shapes or dtypes do not fit together.
     """
     scores = existing_scores(scores, mask, ratings)
-    num_responses = scores.shape[1]
-    in_order = torch.ones(num_responses, num_responses, dtype=torch.bool, device=scores.device).triu(diagonal=1)
-    # NaN equals nothing, so a response without a rating is never part of a tie.
-    tied = ratings.unsqueeze(2) == ratings.unsqueeze(1)
-    pair_mask = mask.unsqueeze(2) & mask.unsqueeze(1) & in_order & ~tied
+    return _pairs(scores, _both_exist(mask) & ~_tied(ratings))
+
+
+def tied_pairs(scores: Tensor, mask: Tensor, ratings: Tensor) -> Pairs:
+    """Score differences of all pairs that are rated alike, each pair once.
+
+    Args:
+        scores: (G, K) float.
+        mask: (G, K) bool, True where the response exists.
+        ratings: (G, K) float, NaN where the data has none, which ties with nothing.
+
+    Returns:
+        As :func:`pairwise`; the mask says that neither response is preferred.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit together.
+    """
+    scores = existing_scores(scores, mask, ratings)
+    return _pairs(scores, _both_exist(mask) & _tied(ratings))
+
+
+def has_pair(mask: Tensor, ratings: Tensor) -> Tensor:
+    """(G,) bool, True where a group holds a preference: two responses that are not rated alike."""
+    return (_both_exist(mask) & ~_tied(ratings)).flatten(1).any(dim=1)
+
+
+def _pairs(scores: Tensor, pair_mask: Tensor) -> Pairs:
     differences = scores.unsqueeze(2) - scores.unsqueeze(1)
     return Pairs(
         differences=torch.where(pair_mask, differences, torch.zeros_like(differences)),
         mask=pair_mask,
         num_pairs=pair_mask.sum(dim=(1, 2)),
     )
+
+
+def _both_exist(mask: Tensor) -> Tensor:
+    """(G, K, K) bool, True for i < j where both responses exist."""
+    num_responses = mask.shape[1]
+    in_order = torch.ones(num_responses, num_responses, dtype=torch.bool, device=mask.device).triu(diagonal=1)
+    return mask.unsqueeze(2) & mask.unsqueeze(1) & in_order
+
+
+def _tied(ratings: Tensor) -> Tensor:
+    """(G, K, K) bool. NaN equals nothing, so a response without a rating is never part of a tie."""
+    return ratings.unsqueeze(2) == ratings.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Backbones: Hugging Face models with one scalar score, from a directory or from a config."""
+"""Backbones: Hugging Face models with a score layer, from a directory or from a config."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from xrlhf.errors import ModelError, error_line
+from xrlhf.models.heads import head_of_config
 from xrlhf.models.location import pretrained_location
 from xrlhf.registry import MODELS
 
@@ -62,8 +63,9 @@ def backbone_from_pretrained(
     trust_remote_code: bool = False,
     head_init: str = "zero",
     require_head: bool = False,
+    num_outputs: int | None = None,
 ) -> PreTrainedModel:
-    """A causal or sequence-classification model as ``...ForSequenceClassification`` with one label.
+    """A causal or sequence-classification model as ``...ForSequenceClassification``, with one label as a rule.
 
     A score head found in the checkpoint is kept; otherwise a new one is made.
 
@@ -75,6 +77,8 @@ def backbone_from_pretrained(
         head_init: ``"zero"`` starts every score at 0; ``"normal"`` draws from N(0, 1/(hidden+1)), the usual start of
             reward heads (Stiennon et al. 2020, arXiv 2009.01325, appendix).
         require_head: Refuse a checkpoint without a trained head, in place of making a new one.
+        num_outputs: Labels, that is numbers for each response; a reward model sets it to what its head needs. None for
+            the attributes that the directory was exported with, one score where it names none.
 
     Raises:
         ModelError: Nothing loadable, an architecture without a score head, a head of another size, weights missing.
@@ -87,18 +91,23 @@ def backbone_from_pretrained(
         found = "a LoRA adapter: merge it into its base model first" if adapter else "no config.json"
         raise ModelError(f"no model could be loaded from {path!r}: it holds {found}")
     try:
+        if num_outputs is None:
+            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+            num_outputs = head_of_config(config).num_outputs
         model, info = AutoModelForSequenceClassification.from_pretrained(
             location,
-            num_labels=1,
+            num_labels=num_outputs,
             dtype=weights_dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"no model could be loaded from {path!r}: {error_line(error)}") from error
-    head_name, head = score_head(model)
+    head_name, head = score_head(model, num_outputs)
     missing = {str(key) for key in info["missing_keys"]}
     mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}
     if others := sorted(key for key in missing - mismatched if not _is_of(head_name, key)):
@@ -110,9 +119,8 @@ def backbone_from_pretrained(
             f"{path!r} has {len(others)} weights of another shape than its config.json says, such as {others[0]!r}"
         )
     if mismatched:
-        raise ModelError(
-            f"{path!r} has a {head_name} head that does not give one score: a reward model has num_labels=1"
-        )
+        wanted = "one score: a reward model has num_labels=1" if num_outputs == 1 else f"{num_outputs} attributes"
+        raise ModelError(f"{path!r} has a {head_name} head that does not give {wanted}")
     if any(_is_of(head_name, key) for key in missing):
         if require_head:
             raise ModelError(f"{path!r} holds no {head_name} head: it is a language model, not a reward model")
@@ -123,7 +131,7 @@ def backbone_from_pretrained(
 
 @MODELS.register_module()
 def backbone_from_config(
-    model_type: str, *, dtype: str = "float32", head_init: str = "zero", **config: Any
+    model_type: str, *, dtype: str = "float32", head_init: str = "zero", num_outputs: int = 1, **config: Any
 ) -> PreTrainedModel:
     """A model with random weights, from its config alone: no download.
 
@@ -131,6 +139,7 @@ def backbone_from_config(
         model_type: A type that ``transformers`` knows, such as ``"llama"``.
         dtype: Type the weights are held in.
         head_init: As in :func:`backbone_from_pretrained`.
+        num_outputs: As in :func:`backbone_from_pretrained`.
         **config: Fields of that type's config, such as ``hidden_size``.
 
     Raises:
@@ -139,9 +148,9 @@ def backbone_from_config(
     _check_head_init(head_init)
     weights_dtype = torch_dtype(dtype)
     if config.pop("num_labels", 1) != 1:
-        raise ModelError("a reward model gives one score: leave num_labels out")
+        raise ModelError("a reward model gives one score: leave num_labels out (several attributes: model.head)")
     try:
-        built = AutoConfig.for_model(model_type, num_labels=1, **config)
+        built = AutoConfig.for_model(model_type, num_labels=num_outputs, **config)
     except Exception as error:
         raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
     _check_fields(built, config)
@@ -149,7 +158,7 @@ def backbone_from_config(
         model = AutoModelForSequenceClassification.from_config(built, dtype=weights_dtype)
     except Exception as error:
         raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
-    _, head = score_head(model)
+    _, head = score_head(model, num_outputs)
     _init_head(head, head_init)
     head.float()
     return model
@@ -169,18 +178,19 @@ def _check_fields(built: PreTrainedConfig, given: dict[str, Any]) -> None:
             raise ModelError(f"a {built.model_type!r} config has no field {name!r}{hint}")
 
 
-def score_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """Name and module of the linear layer that turns a hidden state into one score.
+def score_head(model: PreTrainedModel, num_outputs: int = 1) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer that turns a hidden state into a score, or into several attributes.
 
     Raises:
         ModelError: The architecture has none.
     """
     for name in _HEAD_NAMES:
         head = getattr(model, name, None)
-        if isinstance(head, nn.Linear) and head.out_features == 1:
+        if isinstance(head, nn.Linear) and head.out_features == num_outputs:
             return name, head
+    wanted = "one output" if num_outputs == 1 else f"{num_outputs} outputs"
     raise ModelError(
-        f"{type(model).__name__} has no linear score head named {' or '.join(_HEAD_NAMES)} with one output, "
+        f"{type(model).__name__} has no linear score head named {' or '.join(_HEAD_NAMES)} with {wanted}, "
         "so it cannot serve as a reward model"
     )
 

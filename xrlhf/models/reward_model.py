@@ -1,4 +1,4 @@
-"""The reward model: one score per response, read at the last token of each conversation."""
+"""The reward model: a score per response, read at the last token of each conversation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.data.padding import unpack
-from xrlhf.errors import ModelError
+from xrlhf.errors import ConfigError, ModelError
+from xrlhf.losses.objective import GroupMean
 from xrlhf.losses.statistics import pair_statistics
+from xrlhf.models.heads import Head, head_of_config
 from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
@@ -31,16 +33,19 @@ logger = logging.getLogger("xrlhf")
 
 @MODELS.register_module()
 class RewardModel(nn.Module):
-    """A Hugging Face backbone with a scalar head, trained on groups of responses.
+    """A Hugging Face backbone with a linear head, trained on groups of responses.
 
     The backbone's own dropout is switched off, so that a group's loss depends on nothing but the group.
 
     Args:
         backbone: ``dict(type=backbone_from_pretrained, path=...)``, ``dict(type=backbone_from_config, ...)`` or a
-            ready ``...ForSequenceClassification`` model with one label.
+            ready ``...ForSequenceClassification`` model with as many labels as the head has outputs.
         tokenizer: The prepared tokenizer (the builder puts it in); its added tokens get embedding rows.
-        loss: A loss on (G, K) scores, built or as a dict; None for a model that only scores.
-        penalty: A penalty of the same form, or a list of them, added to the loss.
+        loss: A loss on the head's outputs and their targets, built or as a dict; None for a model that only scores.
+        penalty: A loss or penalty on (G, K) scores, or a list of them, added to the loss.
+        head: What the outputs of the score layer are, built or as a dict:
+            :class:`~xrlhf.models.heads.AttributeHead` for several attributes. None for what the backbone's config
+            says, which is one score unless it was exported with its attributes.
         lora: Options of :class:`peft.LoraConfig` to train adapters and the head instead of all weights.
         precision: ``"float32"``, or ``"bfloat16"`` / ``"float16"`` for autocast around the backbone; the head always
             computes in float32. Training, validation and scoring share it.
@@ -55,6 +60,7 @@ class RewardModel(nn.Module):
             longer, and a C++ compiler has to be installed.
 
     Attributes:
+        head: The head.
         layout: The layout that was chosen.
         single_forward: Run every micro-batch in one forward pass, for strategies in which all processes must make
             equally many. Padded rows run in several otherwise, each about as large as the packed row, and all but
@@ -62,7 +68,8 @@ class RewardModel(nn.Module):
 
     Raises:
         ModelError: The backbone can be used in neither layout or not in the one asked for, or does not fit the
-            tokenizer.
+            tokenizer or the head.
+        ConfigError: The loss does not take what the head gives.
     """
 
     def __init__(
@@ -79,19 +86,24 @@ class RewardModel(nn.Module):
         static_shapes: bool = False,
         attention: str = "auto",
         compile: bool = False,
+        head: Head | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(head, Mapping):
+            head = MODELS.build(dict(head))
         if isinstance(backbone, Mapping):
-            backbone = MODELS.build(dict(backbone))
+            more = {"num_outputs": head.num_outputs} if head is not None and head.num_outputs > 1 else {}
+            backbone = MODELS.build({**backbone, **more})
         if not isinstance(backbone, PreTrainedModel):
             raise ModelError(f"backbone must be a transformers model, got {type(backbone).__name__}")
         if tokenizer is not None:
             fit_embeddings(backbone, tokenizer)
         self.precision = torch_dtype(precision)
-        self.head_name, head = score_head(backbone)
-        head.float()
+        self.head: Head = head_of_config(backbone.config) if head is None else head
+        self.head_name, score_layer = score_head(backbone, self.head.num_outputs)
+        score_layer.float()
         disable_dropout(backbone)
-        self.layout = choose_layout(backbone, head, layout=layout, static_shapes=static_shapes)
+        self.layout = choose_layout(backbone, score_layer, layout=layout, static_shapes=static_shapes)
         self.static_shapes = static_shapes
         self.single_forward = False
         segment_attention = register_segment_attention(attention)
@@ -109,6 +121,8 @@ class RewardModel(nn.Module):
         if compile:
             _compile_layers(self.hf_model)
         self.loss = None if loss is None else _build_loss(loss)
+        if self.loss is not None and self.head.names:
+            _check_loss(self.loss, self.head)
         penalties = penalty if isinstance(penalty, (list, tuple)) else [penalty]
         self.penalties = nn.ModuleList([_build_loss(p) for p in penalties if p is not None])
 
@@ -126,6 +140,10 @@ class RewardModel(nn.Module):
 
     def score(self, batch: PackedBatch) -> Tensor:
         """Scores of all responses: (G, K) float32, 0 where the response does not exist."""
+        return self.head.scalar(self.outputs(batch))
+
+    def outputs(self, batch: PackedBatch) -> Tensor:
+        """What the head gives for all responses: (G, K) scores or (G, K, A) predictions, float32, 0 where none is."""
         device_type = batch.input_ids.device.type
         autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.precision is not torch.float32:
@@ -136,8 +154,8 @@ class RewardModel(nn.Module):
             else:
                 states = self._states_of_padded_rows(batch)
         with torch.autocast(device_type, enabled=False):
-            scores = getattr(self.hf_model, self.head_name)(states.float()).view(batch.last_index.shape)
-        return torch.where(batch.response_mask, scores, scores.new_zeros(()))
+            raw = getattr(self.hf_model, self.head_name)(states.float()).view(*batch.last_index.shape, -1)
+        return self.head.outputs(torch.where(batch.response_mask.unsqueeze(-1), raw, raw.new_zeros(())))
 
     def _states_of_padded_rows(self, batch: PackedBatch) -> Tensor:
         """(G * K, H), of any row where there is no response."""
@@ -161,23 +179,53 @@ class RewardModel(nn.Module):
         """Loss and metrics of a micro-batch, summed over its groups."""
         if self.loss is None:
             raise ModelError("this reward model has no loss: give one in the recipe to train it")
-        weights = batch.group_weights
+        weights, mask = batch.group_weights, batch.response_mask
+        outputs = self.outputs(batch)
         # Filler must not reach the weights even if its own loss is not finite.
-        scores = torch.where(weights[:, None] > 0, self.score(batch), 0.0)
-        arguments = (scores, batch.response_mask, batch.ratings)
-        losses = self.loss(*arguments)
+        outputs = torch.where(weights.view(-1, *[1] * (outputs.dim() - 1)) > 0, outputs, 0.0)
+        losses = self.loss(outputs, mask, self.head.targets(batch))
+        scores = self.head.scalar(outputs)
         for penalty in self.penalties:
-            losses = losses + penalty(*arguments)
+            losses = losses + penalty(scores, mask, batch.ratings)
         with torch.no_grad():
-            statistics = pair_statistics(scores.detach(), batch.response_mask, batch.ratings)
+            statistics = pair_statistics(scores.detach(), mask, batch.ratings)
             metrics = {
                 "acc": (statistics["accuracy"] * weights).sum(),
                 "margin": (statistics["margin"] * weights).sum(),
                 "num_ranked": ((statistics["num_pairs"] > 0) * weights).sum(),
-                "chosen_score_mean": (statistics["chosen_score"] * weights).sum(),
-                "rejected_score_mean": (statistics["rejected_score"] * weights).sum(),
             }
+            several = mask.sum(dim=1) > 1
+            means = {
+                "chosen_score_mean": GroupMean(statistics["chosen_score"], several),
+                "rejected_score_mean": GroupMean(statistics["rejected_score"], several),
+                # Of groups with a single response, in which nothing is chosen.
+                "score_mean": GroupMean(statistics["chosen_score"], mask.sum(dim=1) == 1),
+                **self.statistics(outputs.detach(), batch),
+            }
+            for name, (values, counted) in means.items():
+                kept = counted * weights
+                metrics[name] = torch.where(kept > 0, values * kept, 0.0).sum()
+                metrics[f"num_{name}"] = kept.sum()
         return LossOutput(loss=(losses * weights).sum(), group_losses=losses.detach(), metrics=metrics)
+
+    @torch.no_grad()
+    def statistics(self, outputs: Tensor, batch: PackedBatch) -> dict[str, GroupMean]:
+        """The loss's own metrics of each group, and of each attribute by itself (``mse_helpfulness``); may be empty.
+
+        Args:
+            outputs: What :meth:`outputs` gives for the batch.
+            batch: The batch.
+        """
+        compute = getattr(self.loss, "statistics", None)
+        if compute is None:
+            return {}
+        targets = self.head.targets(batch)
+        found = dict(compute(outputs, batch.response_mask, targets))
+        for number, name in enumerate(self.head.names):
+            one = slice(number, number + 1)
+            of_attribute = compute(outputs[..., one], batch.response_mask, targets[..., one])
+            found |= {f"{key}_{name}": value for key, value in of_attribute.items()}
+        return found
 
     def checkpoint_names(self) -> set[str]:
         """Names of the state that a checkpoint must hold: all of it, or what adapters train on a reloadable base."""
@@ -213,3 +261,15 @@ def _end_of_short_rope(config: PreTrainedConfig) -> int | None:
 
 def _build_loss(spec: Any) -> nn.Module:
     return LOSSES.build(dict(spec)) if isinstance(spec, Mapping) else spec
+
+
+def _check_loss(loss: nn.Module, head: Head) -> None:
+    """Refuse a loss on scores where the head gives attributes."""
+    outputs = head.outputs(torch.zeros(1, 2, head.num_outputs))
+    try:
+        loss(outputs, torch.ones(1, 2, dtype=torch.bool), torch.zeros_like(outputs))
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(loss).__name__} does not take the predictions of {type(head).__name__} ({error}): use a loss on "
+            "targets (RegressionLoss, BinaryLoss), and put a ranking loss on the score into penalty"
+        ) from error

@@ -19,6 +19,7 @@ from xrlhf.structures import PackedBatch
 __all__ = ["GroupTrainLoop"]
 
 _ROWS_NAMED = 8
+_RANKED = ("acc", "margin")
 
 
 @LOOPS.register_module()
@@ -143,12 +144,10 @@ class GroupTrainLoop(BaseLoop):
             raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / batches.num_groups, norm))
         strategy.step()
         elapsed = time.perf_counter() - began
-        num_ranked = max(1.0, total.pop("num_ranked", 1.0))
         num_tokens, num_flops = total.pop("num_tokens"), total.pop("num_flops")
         self.flops_per_second = None if self.count_flops is None else num_flops / elapsed
-        ranked = {"acc", "margin"}
         return {
-            **{name: value / (num_ranked if name in ranked else batches.num_groups) for name, value in total.items()},
+            **_means(total, batches.num_groups),
             "num_samples": float(batches.num_groups),
             "num_tokens": num_tokens,
             "grad_norm": norm,
@@ -187,3 +186,16 @@ class GroupTrainLoop(BaseLoop):
             f"step {batches.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; stopped before the weights were "
             f"touched; {what}: {where}{more}. Lower the learning rate, or look at these rows"
         )
+
+
+def _means(total: dict[str, float], num_groups: int) -> dict[str, float]:
+    """Every sum of a step divided by its count; what no group of the step has a value of is left out."""
+    means = {}
+    for name, value in total.items():
+        if name.startswith("num_"):
+            continue
+        counted_by = "num_ranked" if name in _RANKED and "num_ranked" in total else f"num_{name}"
+        count = total.get(counted_by, float(num_groups))
+        if count > 0:
+            means[name] = value / count
+    return means

@@ -7,8 +7,7 @@ from typing import Any
 from mmengine.runner import BaseLoop
 
 from xrlhf.data.loader import EvalLoader
-from xrlhf.evaluation.batches import evaluate_batches
-from xrlhf.evaluation.metrics import GroupMetrics
+from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 from xrlhf.registry import LOOPS
 
 __all__ = ["GroupValLoop"]
@@ -36,7 +35,7 @@ class GroupValLoop(BaseLoop):
         model = strategy.module
         model.eval()
         metrics = evaluate_batches(model, self.dataloader, strategy.device)
-        merged = GroupMetrics()
+        merged = SetMetrics()
         for state in strategy.gather_objects(metrics.state()):
             merged.merge(state)
         results = merged.compute(self.dataloader.dataset.names)
