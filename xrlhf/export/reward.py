@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
-from xrlhf.models.heads import AttributeHead, Head
+from xrlhf.models.heads import AttributeHead, Head, describe_head
 from xrlhf.models.loading import score_head, torch_dtype
 from xrlhf.models.reward_model import RewardModel
 
@@ -59,8 +58,8 @@ def export_checkpoint(
     if not isinstance(model, RewardModel):
         raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
-    labels = _labels(model.head, keep_attributes)
-    _write(_merged(model), tokenizer, out, labels=labels, dtype=dtype, max_shard_size=max_shard_size)
+    kept = _head_to_keep(model.head, keep_attributes)
+    _write(_merged(model), tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def save_reward_model(
@@ -96,25 +95,18 @@ def save_reward_model(
         UserError: ``out`` is not empty or cannot be written.
     """
     check_new_directory(out)
-    labels = _labels(model.head, keep_attributes)
+    kept = _head_to_keep(model.head, keep_attributes)
     merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
-    _write(merged, tokenizer, out, labels=labels, dtype=dtype, max_shard_size=max_shard_size)
+    _write(merged, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """What the exported score layer gives: fields of ``config.json``, and a head to fold into one row, or None."""
-
-    fields: dict[str, Any]
-    fold: AttributeHead | None
-
-
-def _labels(head: Head, keep_attributes: bool) -> _Labels:
-    if isinstance(head, AttributeHead):
-        return _Labels(head.config_fields(), None) if keep_attributes else _Labels({"num_labels": 1}, head)
-    if keep_attributes:
+def _head_to_keep(head: Head, keep_attributes: bool) -> AttributeHead | None:
+    """The head that the export describes; None where it gives one score."""
+    if not keep_attributes:
+        return None
+    if not isinstance(head, AttributeHead):
         raise ModelError("the model gives one score and has no attributes to keep: leave keep_attributes out")
-    return _Labels({"num_labels": 1}, None)
+    return head
 
 
 def _fold(state: dict[str, Tensor], model: PreTrainedModel, head: AttributeHead) -> None:
@@ -141,21 +133,21 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     *,
-    labels: _Labels,
+    head: Head,
+    kept: AttributeHead | None,
     dtype: str,
     max_shard_size: str,
 ) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError("the tokenizer needs a pad token that is not its end token: see prepare_tokenizer")
     config = model.config
-    for field, value in labels.fields.items():
-        setattr(config, field, value)
+    describe_head(config, kept)
     config.problem_type = "regression"
     config.pad_token_id = tokenizer.pad_token_id
     wanted = torch_dtype(dtype)
     held = dict(model.state_dict())
-    if labels.fold is not None:
-        _fold(held, model, labels.fold)
+    if isinstance(head, AttributeHead) and kept is None:
+        _fold(held, model, head)
     state = {
         name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in held.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -13,7 +13,7 @@ from xrlhf.errors import ConfigError, ModelError
 from xrlhf.registry import MODELS
 from xrlhf.structures import PackedBatch
 
-__all__ = ["AttributeHead", "Head", "ScalarHead", "head_of_config"]
+__all__ = ["AttributeHead", "Head", "ScalarHead", "describe_head", "head_of_config"]
 
 _CONFIG_KEY = "attribute_weights"
 """Where an exported ``config.json`` keeps the weights."""
@@ -143,14 +143,18 @@ class AttributeHead:
         folded = (row @ weight.double())[None].to(weight.dtype)
         return folded, None if bias is None else (row @ bias.double())[None].to(bias.dtype)
 
-    def config_fields(self) -> dict[str, Any]:
-        """What ``config.json`` says of the outputs, for this project and for others."""
-        return {
-            "num_labels": self.num_outputs,
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: number for number, name in enumerate(self.names)},
-            _CONFIG_KEY: dict(self.weights),
-        }
+
+def describe_head(config: PreTrainedConfig, head: AttributeHead | None) -> None:
+    """Let a config say what its score layer gives: one score, or the attributes of ``head``."""
+    if hasattr(config, _CONFIG_KEY):
+        delattr(config, _CONFIG_KEY)
+    if head is None:
+        config.num_labels = 1
+        return
+    config.num_labels = head.num_outputs
+    config.id2label = dict(enumerate(head.names))
+    config.label2id = {name: number for number, name in enumerate(head.names)}
+    setattr(config, _CONFIG_KEY, dict(head.weights))
 
 
 def head_of_config(config: PreTrainedConfig) -> ScalarHead | AttributeHead:

@@ -7,10 +7,11 @@ from xrlhf.data.practice.generate import (
     practice_group,
     practice_groups,
     practice_prompts,
+    practice_rated_group,
     write_jsonl,
 )
 from xrlhf.data.practice.rule import BEST_SCORE, WORST_SCORE, best_answer, mark_answer, score_answer
-from xrlhf.data.practice.source import PracticeSource
+from xrlhf.data.practice.source import PracticeSource, practice_rated_map_fn
 from xrlhf.data.practice.tokenizer import practice_tokenizer
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "practice_group",
     "practice_groups",
     "practice_prompts",
+    "practice_rated_group",
+    "practice_rated_map_fn",
     "practice_tokenizer",
     "score_answer",
     "write_jsonl",

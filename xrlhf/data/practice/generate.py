@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from xrlhf.data.practice import phrases
-from xrlhf.data.practice.rule import score_answer
+from xrlhf.data.practice.rule import ATTRIBUTES, answer_attributes, score_answer
 from xrlhf.data.practice.world import TOPICS, UNKNOWN_TOPICS
 from xrlhf.errors import ConfigError
 from xrlhf.structures import Group, Message
@@ -29,6 +29,7 @@ __all__ = [
     "practice_group",
     "practice_groups",
     "practice_prompts",
+    "practice_rated_group",
     "response_sizes",
     "write_jsonl",
 ]
@@ -125,6 +126,40 @@ def practice_group(row: int, seed: int = 0, num_responses: int | Sequence[int] =
     return Group(scene.messages, responses, tuple(score for score, _ in ranked))
 
 
+def practice_rated_group(row: int, seed: int = 0, num_responses: int | Sequence[int] = 1, part: str = "train") -> Group:
+    """A prompt with answers of any quality, as they come: one is enough, and several may be rated alike.
+
+    Args:
+        row: Which one.
+        seed: Another seed gives other groups of the same part.
+        num_responses: Answers to each prompt, from 1 to 6, or several numbers to draw from.
+        part: ``train`` or ``held_out``; no prompt is in both, whatever the seeds.
+
+    Returns:
+        A group, best first, rated by the rule, with the attributes ``content`` and ``manner``.
+
+    Raises:
+        ConfigError: ``part`` or ``num_responses`` is not one of the above.
+    """
+    _check(part)
+    sizes = response_sizes(num_responses, minimum=1)
+    draw = _Draw(part, seed, row, "rated")
+    scene = _scene(draw, part)
+    size = draw.one(sizes)
+    rated: dict[str, float] = {}
+    while len(rated) < size:
+        answer = _answer(draw, _manner(draw), _content(draw, scene))
+        rated[answer] = score_answer(scene.messages, answer)
+    answers = sorted(rated, key=lambda answer: -rated[answer])
+    found = [answer_attributes(scene.messages, answer) for answer in answers]
+    return Group(
+        scene.messages,
+        tuple([{"role": "assistant", "content": answer}] for answer in answers),
+        tuple(rated[answer] for answer in answers),
+        attributes={name: tuple(values[name] for values in found) for name in ATTRIBUTES},
+    )
+
+
 def practice_dialogues(num_dialogues: int = 1000, seed: int = 0, part: str = "train") -> list[list[Message]]:
     """Answered conversations of every quality, most of them mediocre: to teach a policy to talk before it is aligned.
 
@@ -144,7 +179,7 @@ def practice_dialogues(num_dialogues: int = 1000, seed: int = 0, part: str = "tr
 
 
 def write_jsonl(path: str | os.PathLike[str], groups: Iterable[Group]) -> int:
-    """Write groups as JSON Lines with the keys ``prompt``, ``responses`` and ``ratings``, and return how many."""
+    """Write groups as JSON Lines with the keys of :func:`group_row`, and return how many."""
     num_groups = 0
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         for group in groups:
@@ -154,21 +189,24 @@ def write_jsonl(path: str | os.PathLike[str], groups: Iterable[Group]) -> int:
 
 
 def group_row(group: Group) -> dict[str, object]:
-    """A group as a plain row of data."""
+    """A group as a plain row of data: ``prompt``, ``responses``, ``ratings``, and ``attributes`` where it has any."""
     ratings = None if group.ratings is None else list(group.ratings)
-    return {"prompt": group.prompt, "responses": list(group.responses), "ratings": ratings}
+    row: dict[str, object] = {"prompt": group.prompt, "responses": list(group.responses), "ratings": ratings}
+    if group.attributes:
+        row["attributes"] = {name: list(values) for name, values in group.attributes.items()}
+    return row
 
 
-def response_sizes(num_responses: int | Sequence[int]) -> tuple[int, ...]:
+def response_sizes(num_responses: int | Sequence[int], minimum: int = 2) -> tuple[int, ...]:
     """The numbers of responses to draw from.
 
     Raises:
-        ConfigError: ``num_responses`` is neither a number from 2 to 6 nor a list of such numbers.
+        ConfigError: ``num_responses`` is neither a number from ``minimum`` to 6 nor a list of such numbers.
     """
     sizes = tuple(num_responses) if isinstance(num_responses, (list, tuple)) else (num_responses,)
-    if not sizes or not all(isinstance(size, int) and 2 <= size <= MAX_RESPONSES for size in sizes):
+    if not sizes or not all(isinstance(size, int) and minimum <= size <= MAX_RESPONSES for size in sizes):
         raise ConfigError(
-            f"practice data: num_responses={num_responses!r} must be a whole number from 2 to {MAX_RESPONSES}, "
+            f"practice data: num_responses={num_responses!r} must be a whole number from {minimum} to {MAX_RESPONSES}, "
             "or a list of such numbers"
         )
     return sizes

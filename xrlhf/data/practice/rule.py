@@ -35,11 +35,13 @@ from xrlhf.data.practice.world import TOPICS
 from xrlhf.structures import Message
 
 __all__ = [
+    "ATTRIBUTES",
     "BEST_SCORE",
     "COURTEOUS",
     "RUDE",
     "WORST_SCORE",
     "Mark",
+    "answer_attributes",
     "best_answer",
     "mark_answer",
     "score_answer",
@@ -48,6 +50,11 @@ __all__ = [
 
 BEST_SCORE: Final = 6.0
 WORST_SCORE: Final = -9.0
+
+ATTRIBUTES: Final = ("content", "manner")
+"""What the points of an answer are for: what it says, and how."""
+
+_OF_MANNER: Final = ("courtesy", "rude", "said before", "unfinished", "too long")
 
 COURTEOUS: Final = ("happy to", "pleasure", "good question", "thank you", "lovely day", "good luck")
 RUDE: Final = ("silly", "waste my time", "yourself", "care less", "leave me alone")
@@ -147,6 +154,18 @@ def score_answer(messages: Sequence[Message], answer: str) -> float:
         answer: Any text.
     """
     return max(WORST_SCORE, sum(mark.points for mark in mark_answer(messages, answer)))
+
+
+def answer_attributes(messages: Sequence[Message], answer: str) -> dict[str, float]:
+    """The points of an answer apart, by :data:`ATTRIBUTES`; together they are its score, unless that is -9.
+
+    Args:
+        messages: The conversation up to, and without, the answer.
+        answer: Any text.
+    """
+    marks = mark_answer(messages, answer)
+    manner = sum(mark.points for mark in marks if mark.reason in _OF_MANNER)
+    return {"content": float(sum(mark.points for mark in marks) - manner), "manner": float(manner)}
 
 
 def best_answer(messages: Sequence[Message]) -> str:
