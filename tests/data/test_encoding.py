@@ -566,3 +566,16 @@ def test_wrong_options_of_a_row_leave_it_out(meta: dict[str, object], detail: st
     assert isinstance(result, RowError)
     assert result.reason is Reason.WRONG_TYPE
     assert detail in result.detail
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ("help", "attributes must be a list of names, got 'help'"),
+        ([1], r"attributes must be a list of names, got \[1\]"),
+        (["a", "b", "a"], "attributes must be different names, got a, b, a"),
+    ],
+)
+def test_wrong_names_of_attributes_are_refused(attributes: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}$"):
+        GroupEncoder(TOKENIZER, max_length=99, attributes=attributes)

@@ -97,7 +97,8 @@ def test_every_conversation_can_be_read_back(members: list[TokenizedGroup]) -> N
 
 
 def test_types_are_what_the_model_takes() -> None:
-    batch = pack([group([5], [7])], group_ids=np.array([3], dtype=np.int32), weights=[0])
+    one = dataclasses.replace(group([5], [7]), attributes=np.zeros((1, 2), dtype=np.float32))
+    batch = pack([one], group_ids=np.array([3], dtype=np.int32), weights=[0])
     types = {f.name: getattr(batch, f.name).dtype for f in dataclasses.fields(PackedBatch) if f.name != "segments"}
     assert types == {
         "input_ids": torch.int64,
@@ -107,6 +108,7 @@ def test_types_are_what_the_model_takes() -> None:
         "ratings": torch.float32,
         "group_ids": torch.int64,
         "group_weights": torch.float32,
+        "attributes": torch.float32,
     }
 
 
@@ -133,3 +135,23 @@ def test_an_empty_list_is_refused() -> None:
 def test_a_response_without_a_token_to_score_is_refused(bad: TokenizedGroup) -> None:
     with pytest.raises(ValueError, match=r"groups\[1\] needs at least one response, and each at least one id"):
         pack([group([1], [2]), bad])
+
+
+def test_attributes_lie_beside_the_responses() -> None:
+    """NaN where a group has fewer responses, or no attributes at all."""
+    one = dataclasses.replace(group([1], [2], [3]), attributes=np.array([[1, 2], [3, np.nan]], dtype=np.float32))
+    other = dataclasses.replace(group([1], [4]), attributes=np.array([[5, 6]], dtype=np.float32))
+    batch = pack([one, other, group([7], [8])])
+    assert batch.attributes is not None
+    expected = [[[1, 2], [3, np.nan]], [[5, 6], [np.nan] * 2], [[np.nan] * 2] * 2]
+    np.testing.assert_array_equal(batch.attributes.numpy(), np.array(expected, dtype=np.float32))
+    moved = batch.to("cpu")
+    assert moved.attributes is not None
+    assert pack([group([1], [2])]).attributes is None
+    assert pack([group([1], [2])]).to("cpu").attributes is None
+
+
+def test_different_numbers_of_attributes_do_not_share_a_batch() -> None:
+    both = [dataclasses.replace(group([1], [2]), attributes=np.zeros((1, n), dtype=np.float32)) for n in (1, 2)]
+    with pytest.raises(ValueError, match=r"groups with \[1, 2\] attributes cannot share a batch"):
+        pack(both)

@@ -35,7 +35,7 @@ from xrlhf.data.table import (
     map_fn_identity,
 )
 from xrlhf.errors import ConfigError, DataError
-from xrlhf.structures import TokenizedGroup
+from xrlhf.structures import Group, TokenizedGroup
 
 Row = dict[str, Any]
 ENCODER = GroupEncoder(byte_tokenizer(), max_length=99)
@@ -130,7 +130,8 @@ def test_an_index_outside_is_refused(build: Callable[..., GroupTable], index: in
 
 def test_opening_a_table_maps_its_files_and_reads_none(build: Callable[..., GroupTable]) -> None:
     made = build(pairs(5))
-    for array in made._arrays.values():
+    # Nothing can be mapped of the attributes, which these groups do not have.
+    for array in [values for name, values in made._arrays.items() if name != "attributes"]:
         assert not array.flags.owndata
         assert not array.flags.writeable
         assert isinstance(memoryview(array.base).obj, mmap.mmap)
@@ -710,3 +711,78 @@ def test_plain_text_rows(build: Callable[..., GroupTable]) -> None:
     tokenizer = byte_tokenizer(None)
     whole = [*made[0].prompt_ids.tolist(), *made[0].response_ids[0].tolist()]
     assert tokenizer.decode(whole) == "The sky is blue.<|im_end|>"
+
+
+# ---------------------------------------------------------------- attributes
+
+
+def rated(row: Row) -> Group:
+    """One response and the attributes of the row."""
+    return Group(row["prompt"], (row["response"],), attributes=row.get("attributes"))
+
+
+RATED_ROWS: list[Row] = [
+    {"prompt": "a", "response": " b", "attributes": {"help": (1.0,), "truth": (2.0,)}},
+    {"prompt": "c", "response": " d", "attributes": {"truth": (3.0,), "other": (9.0,)}},
+    {"prompt": "e", "response": " f", "attributes": {"other": (9.0,)}},
+    {"prompt": "g", "response": " h"},
+]
+
+
+def with_attributes(*names: str) -> GroupEncoder:
+    return GroupEncoder(byte_tokenizer(), max_length=99, attributes=names)
+
+
+def test_attributes_come_back_by_the_names_asked_for(build: Callable[..., GroupTable]) -> None:
+    """In the order of the names; NaN for what a row lacks; rows with none of them are counted."""
+    made = build(RATED_ROWS, rated, with_attributes("truth", "help"), max_left_out_share=0.5)
+    assert len(made) == 2
+    assert made.attributes == ("truth", "help")
+    first, second = made[0].attributes, made[1].attributes
+    assert first is not None
+    assert second is not None
+    assert first.dtype == np.float32
+    assert first.tolist() == [[2.0, 1.0]]
+    np.testing.assert_array_equal(second, np.array([[3.0, np.nan]], dtype=np.float32))
+    assert dict(made.report.reasons) == {"no-attributes": 2}
+    assert made.report.examples[0].detail == "the row has the attributes 'other'; expected some of 'truth', 'help'"
+    assert made.report.examples[1].detail == "the row has the attributes none; expected some of 'truth', 'help'"
+
+
+def test_attributes_of_groups_of_several(build: Callable[..., GroupTable]) -> None:
+    def map_fn(row: Row) -> Group:
+        responses = tuple(f" {row['n']}{k}" for k in range(row["n"]))
+        return Group("p", responses, attributes={"x": tuple(float(10 * row["n"] + k) for k in range(row["n"]))})
+
+    made = build([{"n": 3}, {"n": 1}, {"n": 2}], map_fn, with_attributes("x"))
+    values = [made[i].attributes for i in range(3)]
+    assert [None if v is None else v[:, 0].tolist() for v in values] == [[30, 31, 32], [10], [20, 21]]
+
+
+def test_other_names_make_another_table(build: Callable[..., GroupTable], tmp_path: Path) -> None:
+    plain = build(RATED_ROWS, rated)
+    assert plain[0].attributes is None
+    assert plain.attributes == ()
+    for names in (("help", "truth"), ("truth", "help"), ("truth",)):
+        assert build(RATED_ROWS, rated, with_attributes(*names), max_left_out_share=1.0).attributes == names
+    assert len(tables_in(tmp_path / "cache")) == 4
+
+
+def test_a_table_of_an_older_format_is_never_opened(
+    build: Callable[..., GroupTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is another one, so it is built anew beside it."""
+    monkeypatch.setattr(table_module, "_FORMAT", 1)
+    build(pairs(2))
+    (older,) = tables_in(tmp_path / "cache")
+    (tmp_path / "cache" / "tables" / older / "attributes.bin").unlink()
+    monkeypatch.undo()
+    assert len(build(pairs(2))) == 2
+    assert len(tables_in(tmp_path / "cache")) == 2
+
+
+def test_attributes_that_are_cut_short_are_damage(build: Callable[..., GroupTable], tmp_path: Path) -> None:
+    made = build(RATED_ROWS, rated, with_attributes("truth"))
+    (made.folder / "attributes.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"damaged \(attributes\.bin holds 0 values, expected 4\)"):
+        build(RATED_ROWS, rated, with_attributes("truth"))

@@ -27,6 +27,8 @@ from xrlhf.errors import CheckpointError, ModelError, UserError
 from xrlhf.evaluation.scorer import Scorer
 from xrlhf.export import export_checkpoint, save_reward_model
 from xrlhf.losses import RankingLoss
+from xrlhf.models.heads import AttributeHead
+from xrlhf.models.loading import backbone_from_pretrained
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import prepare_tokenizer
 from xrlhf.structures import Group, TokenizedGroup
@@ -411,3 +413,65 @@ def test_a_missing_checkpoint_is_refused(finished_run: tuple[Config, Path], tmp_
     assert load_checkpoint(tmp_path / "iter_2.pth")["meta"] == {"format": 1}
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*iter_9\.pth"):
         export_checkpoint(recipe, tmp_path / "iter_9.pth", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------- attributes
+
+
+def with_attributes(**options: Any) -> RewardModel:
+    head = AttributeHead({"help": 0.5, "truth": 2.0, "length": -1.0})
+    return RewardModel(tiny_backbone(num_outputs=3), head=head, **options).eval()
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_attributes_are_folded_into_one_score(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    """Every loader of the field then reads the score; the model itself keeps its attributes."""
+    model = with_attributes(lora=lora)
+    batch = pack(random_groups())
+    with torch.no_grad():
+        scores, outputs = model.score(batch), model.outputs(batch)
+    save_reward_model(model, byte_tokenizer(), tmp_path / "out")
+    torch.testing.assert_close(loaded_scores(tmp_path / "out"), scores, rtol=1e-5, atol=1e-5)
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "attribute_weights" not in values
+    assert len(values.get("id2label", [0])) == 1
+    assert values["problem_type"] == "regression"
+    with torch.no_grad():
+        assert torch.equal(model.outputs(batch), outputs)
+
+
+def test_attributes_can_be_kept(tmp_path: Path) -> None:
+    """Others read three labels by name, and this project the same score as before."""
+    tokenizer, model = byte_tokenizer(), with_attributes()
+    expected = training_scores(model, tokenizer)
+    save_reward_model(model, tokenizer, tmp_path / "out", keep_attributes=True)
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["id2label"] == {"0": "help", "1": "truth", "2": "length"}
+    assert values["attribute_weights"] == [0.5, 2.0, -1.0]
+    assert values["problem_type"] == "regression"
+    groups = [Group(conversation[:-1], (conversation[-1:],)) for conversation in CONVERSATIONS]
+    scored = Scorer.from_pretrained(str(tmp_path / "out")).score(groups)
+    assert [scores[0] for scores in scored if isinstance(scores, list)] == pytest.approx(expected, abs=1e-5)
+    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu", dtype=torch.float32)
+    text = classify.tokenizer.apply_chat_template(CONVERSATIONS[0], tokenize=False)
+    by_name = {item["label"]: item["score"] for item in classify(text, top_k=None)}
+    weighted = 0.5 * by_name["help"] + 2.0 * by_name["truth"] - by_name["length"]
+    assert weighted == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_kept_attributes_go_on_as_attributes_and_fold_later(tmp_path: Path) -> None:
+    tokenizer, model = byte_tokenizer(), with_attributes()
+    expected = training_scores(model, tokenizer)
+    save_reward_model(model, tokenizer, tmp_path / "kept", keep_attributes=True)
+    again = RewardModel(backbone_from_pretrained(str(tmp_path / "kept"))).eval()
+    assert again.head.names == ("help", "truth", "length")
+    save_reward_model(again, tokenizer, tmp_path / "folded")
+    folded = RewardModel(backbone_from_pretrained(str(tmp_path / "folded"), require_head=True)).eval()
+    assert folded.head.names == ()
+    assert training_scores(folded, tokenizer) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_plain_score_has_no_attributes_to_keep(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the model gives one score and has no attributes to keep"):
+        save_reward_model(trained(), byte_tokenizer(), tmp_path / "out", keep_attributes=True)
+    assert not (tmp_path / "out").exists()

@@ -27,3 +27,12 @@ def test_exclusive_minimum() -> None:
     assert number_option("SomeLoss", "bound", 1e-9, exclusive=True) == 1e-9
     with pytest.raises(ConfigError, match="SomeLoss: bound is 0; accepted is a finite number greater than 0"):
         number_option("SomeLoss", "bound", 0, exclusive=True)
+
+
+def test_an_upper_bound_and_none_below() -> None:
+    assert number_option("SomeLoss", "share", 0.9, below=1.0) == 0.9
+    with pytest.raises(ConfigError, match="share is 1; accepted is a finite number greater than 0 and below 1$"):
+        number_option("SomeLoss", "share", 1, exclusive=True, below=1.0)
+    assert number_option("SomeLoss", "threshold", -7, minimum=-math.inf) == -7
+    with pytest.raises(ConfigError, match="threshold is nan; accepted is a finite number$"):
+        number_option("SomeLoss", "threshold", math.nan, minimum=-math.inf)

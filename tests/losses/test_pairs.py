@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xrlhf.losses.pairs import pairwise
+from xrlhf.losses.pairs import has_pair, pairwise, tied_pairs
 
 NAN = math.nan
 
@@ -62,3 +62,29 @@ def test_no_groups_and_no_responses_are_fine() -> None:
         pairs = pairwise(torch.zeros(shape), torch.ones(shape, dtype=torch.bool), torch.zeros(shape))
         assert pairs.num_pairs.tolist() == [0] * shape[0]
         assert pairs.mean(pairs.differences).tolist() == [0] * shape[0]
+
+
+def test_tied_pairs_are_those_that_pairwise_leaves_out() -> None:
+    """Ratings 2, 2, NaN, 2 with the third response absent: ties (0,1), (0,3), (1,3), differences 4-1, 4-0, 1-0."""
+    scores, ratings = torch.tensor([[4.0, 1.0, 9.0, 0.0]]), torch.tensor([[2.0, 2.0, NAN, 2.0]])
+    tied = tied_pairs(scores, torch.tensor([[True, True, False, True]]), ratings)
+    assert tied.mask.nonzero().tolist() == [[0, 0, 1], [0, 0, 3], [0, 1, 3]]
+    assert tied.differences[tied.mask].tolist() == [3, 4, 1]
+    assert tied.num_pairs.tolist() == [3]
+
+
+def test_a_missing_rating_ties_with_nothing() -> None:
+    ratings = torch.full((1, 2), NAN)
+    assert tied_pairs(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), ratings).num_pairs.tolist() == [0]
+
+
+def test_which_groups_have_a_pair() -> None:
+    mask = torch.tensor([[True, True], [True, True], [True, False], [True, True]])
+    ratings = torch.tensor([[2.0, 1.0], [1.0, 1.0], [2.0, 1.0], [NAN, NAN]])
+    assert has_pair(mask, ratings).tolist() == [True, False, False, True]
+
+
+@given(data=st.data())
+def test_has_pair_agrees_with_pairwise(scored_groups: st.SearchStrategy, data: st.DataObject) -> None:
+    scores, mask, ratings = data.draw(scored_groups).tensors()
+    assert torch.equal(has_pair(mask, ratings), pairwise(scores, mask, ratings).num_pairs > 0)

@@ -125,6 +125,37 @@ def test_a_broken_score_shows_in_its_own_group_only() -> None:
     assert loss.isnan().tolist() == [True, False]
 
 
+def test_label_smoothing_by_hand() -> None:
+    """d = log 3, e = .1: .9 log(4/3) + .1 log 4 = .3975460; dloss/dd = -.9 / 4 + .1 * 3 / 4 = -.15."""
+    scores = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
+    loss = RankingLoss(label_smoothing=0.1)(scores, *all_present(scores))
+    assert_close(loss, torch.tensor([0.9 * math.log(4 / 3) + 0.1 * math.log(4)]))
+    loss.sum().backward()
+    assert_close(scores.grad, torch.tensor([[-0.15, 0.15]]))
+
+
+def test_a_smoothed_loss_is_least_where_sigmoid_is_one_minus_e() -> None:
+    """sigmoid(log 9) = .9: no pull for e = .1, and back beyond it."""
+    scores = torch.tensor([[math.log(9), 0.0], [math.log(9) + 1, 0.0]], dtype=torch.float64, requires_grad=True)
+    RankingLoss(label_smoothing=0.1)(scores, *all_present(scores)).sum().backward()
+    assert scores.grad is not None
+    assert_close(scores.grad[0], torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert scores.grad[1, 0] > 0.01
+
+
+def test_smoothing_counts_from_the_margin() -> None:
+    """d = 1 with a margin of 1 is 0: both sides cost log 2."""
+    scores, mask = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+    loss = RankingLoss(margin="ratings", label_smoothing=0.3)(scores, mask, torch.tensor([[2.0, 1.0]]))
+    assert_close(loss, torch.tensor([math.log(2)]))
+
+
+def test_what_it_can_use() -> None:
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    ratings = torch.tensor([[2.0, 1.0], [2.0, NAN], [1.0, 1.0]])
+    assert RankingLoss().usable(mask, ratings).tolist() == [True, False, False]
+
+
 @given(data=st.data())
 def test_agrees_with_a_plain_loop(scored_groups: st.SearchStrategy, data: st.DataObject) -> None:
     groups = data.draw(scored_groups)
@@ -152,7 +183,9 @@ def test_gradient_is_finite_and_zero_where_absent(scored_groups: st.SearchStrate
     assert_close(scores.grad.sum(dim=1), torch.zeros(len(mask), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("loss_fn", [RankingLoss(), RankingLoss(margin="ratings", margin_scale=0.7)])
+@pytest.mark.parametrize(
+    "loss_fn", [RankingLoss(), RankingLoss(margin="ratings", margin_scale=0.7), RankingLoss(label_smoothing=0.2)]
+)
 def test_gradcheck(loss_fn: RankingLoss) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -173,6 +206,9 @@ def test_wrong_options_are_refused() -> None:
         RankingLoss(margin="rating")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="RankingLoss: margin_scale is -1; accepted is a finite number 0 or greater"):
         RankingLoss(margin_scale=-1)
+    message = "RankingLoss: label_smoothing is 0.5; accepted is a finite number 0 or greater and below 0.5"
+    with pytest.raises(ConfigError, match=message):
+        RankingLoss(label_smoothing=0.5)
 
 
 def test_recipe_builds_it_by_name() -> None:

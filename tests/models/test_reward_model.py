@@ -30,7 +30,7 @@ class FixedScores(RewardModel):
         most = max(len(row) for row in scores)
         self.fixed = nn.Parameter(torch.tensor([row + [0.0] * (most - len(row)) for row in scores]))
 
-    def score(self, batch: PackedBatch) -> Tensor:
+    def outputs(self, batch: PackedBatch) -> Tensor:
         return self.fixed * batch.response_mask
 
 
@@ -48,7 +48,17 @@ def test_loss_and_metrics_of_pairs_by_hand() -> None:
     assert output.loss.item() == pytest.approx(0.31326 + 2.12693, abs=1e-4)
     assert output.group_losses.tolist() == pytest.approx([0.31326, 2.12693], abs=1e-4)
     assert {name: value.item() for name, value in output.metrics.items()} == pytest.approx(
-        {"acc": 1.0, "margin": -1.0, "num_ranked": 2.0, "chosen_score_mean": 3.0, "rejected_score_mean": 4.0}
+        {
+            "acc": 1.0,
+            "margin": -1.0,
+            "num_ranked": 2.0,
+            "chosen_score_mean": 3.0,
+            "num_chosen_score_mean": 2.0,
+            "rejected_score_mean": 4.0,
+            "num_rejected_score_mean": 2.0,
+            "score_mean": 0.0,
+            "num_score_mean": 0.0,
+        }
     )
     assert not any("loss" in name for name in output.metrics)
 

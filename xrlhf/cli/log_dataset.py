@@ -38,6 +38,9 @@ def log_dataset(
     pieces = [("prompt (computed once)", group.prompt_ids)]
     for k, response in enumerate(group.response_ids):
         rating = "" if group.ratings is None else f", rating {group.ratings[k]:g}"
+        if group.attributes is not None:
+            named = zip(dataset.encoder.attributes, group.attributes[k], strict=True)
+            rating += "".join(f", {name} {value:g}" for name, value in named)
         rank = "best" if k == 0 else f"rank {k + 1}"
         pieces.append((f"response {k + 1} ({rank}{rating})", response))
     for number, (title, tokens) in enumerate(pieces):

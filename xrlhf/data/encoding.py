@@ -302,7 +302,7 @@ class GroupEncoder:
         if np.isnan(values).all():
             found = ", ".join(map(repr, given)) or "none"
             wanted = ", ".join(map(repr, self.attributes))
-            return RowError(Reason.NO_ATTRIBUTES, f"the row has the attributes {found}; expected one or more of {wanted}")
+            return RowError(Reason.NO_ATTRIBUTES, f"the row has the attributes {found}; expected some of {wanted}")
         return np.ascontiguousarray(values)
 
     def _closing_ids(self, is_text: bool) -> np.ndarray:

@@ -585,8 +585,12 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
         writer.close()
         report.num_groups = writer.num_groups
         report.num_duplicates = len(digests) - len(np.unique(np.asarray(digests, dtype=np.uint64)))
-        info: dict[str, Any] = {"source": source.name, "num_groups": writer.num_groups, "attributes": list(encoder.attributes)}
-        info["report"] = report.to_json()
+        info = {
+            "source": source.name,
+            "num_groups": writer.num_groups,
+            "attributes": list(encoder.attributes),
+            "report": report.to_json(),
+        }
         with (aside / "table.json").open("w", encoding="utf-8") as file:
             json.dump(info, file)
             file.flush()

@@ -54,7 +54,12 @@ def check_objective(model: Any, section: str, dataset: GroupDataset) -> None:
         places = np.unique(np.linspace(start, end - 1, min(size, _SAMPLE)).astype(np.int64))
         batch = pack([dataset[int(place)] for place in places])
         targets = model.head.targets(batch)
-        usable = int(loss.usable(batch.response_mask, targets).sum())
+        is_usable = loss.usable(batch.response_mask, targets)
+        for penalty in model.penalties:
+            # Losses may share the data: comparisons for one, ratings for another.
+            if isinstance(penalty, Objective):
+                is_usable = is_usable | penalty.usable(batch.response_mask, batch.ratings)
+        usable = int(is_usable.sum())
         looked_at = f"{len(places)} groups of {name} that were looked at"
         if not usable:
             raise ConfigError(

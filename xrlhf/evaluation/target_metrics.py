@@ -71,8 +71,8 @@ class TargetMetrics:
 
         Returns:
             The mean of each of the loss's metrics over the groups that have it; ``correlation``, Pearson's between
-            predictions and targets over all responses, with ``_ATTRIBUTE`` behind it where there are several; and
-            ``num_groups_with_target``.
+            predictions and targets over all responses, with ``_ATTRIBUTE`` behind it where there are several; and,
+            where there are targets, ``num_groups_with_target``.
         """
         state = self.state()
         results = self._of(state)
@@ -93,7 +93,9 @@ class TargetMetrics:
                 num_groups = max(num_groups, len(rows))
             if value is not None:
                 results[name] = value
-        return {**results, "num_groups_with_target": float(num_groups)} if results else {}
+        if results and any(name.startswith(_CORRELATION) for name in state):
+            results["num_groups_with_target"] = float(num_groups)
+        return results
 
 
 def correlation(ones: Sequence[float], others: Sequence[float]) -> float | None:

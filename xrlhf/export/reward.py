@@ -84,10 +84,10 @@ def save_reward_model(
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.
-        keep_attributes: Of a model with an attribute head, write one label for each attribute, and their weights as
-            ``attribute_weights`` into ``config.json``: :class:`~xrlhf.evaluation.scorer.Scorer` then gives the same
-            score, and other tools the attributes. By default the weights are folded into a layer with one label, which
-            every tool reads as the score.
+        keep_attributes: Of a model with an attribute head, write one label for each attribute, and their weights in
+            the same order as ``attribute_weights`` into ``config.json``: :class:`~xrlhf.evaluation.scorer.Scorer` then
+            gives the same score, and other tools the attributes. By default the weights are folded into a layer with
+            one label, which every tool reads as the score.
 
     Raises:
         ModelError: The tokenizer has no pad token of its own, the model's adapters cannot be merged, or it has no
@@ -148,9 +148,7 @@ def _write(
     held = dict(model.state_dict())
     if isinstance(head, AttributeHead) and kept is None:
         _fold(held, model, head)
-    state = {
-        name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in held.items()
-    }
+    state = {name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in held.items()}
     with new_directory(out) as aside:
         try:
             model.save_pretrained(aside, state_dict=state, max_shard_size=max_shard_size)

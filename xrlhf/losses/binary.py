@@ -52,9 +52,7 @@ class BinaryLoss(nn.Module):
 
     needs = NEEDS_TARGET
 
-    def __init__(
-        self, threshold: float = 0.5, positive_weight: float = 1.0, negative_weight: float = 1.0
-    ) -> None:
+    def __init__(self, threshold: float = 0.5, positive_weight: float = 1.0, negative_weight: float = 1.0) -> None:
         super().__init__()
         self.threshold = number_option("BinaryLoss", "threshold", threshold, minimum=-math.inf)
         self.positive_weight = number_option("BinaryLoss", "positive_weight", positive_weight)
@@ -94,7 +92,10 @@ class BinaryLoss(nn.Module):
         if not len(found) or (bool(good.any()) and not bool(good.all())):
             return None
         side = "above" if bool(good.all()) else "not above"
-        return f"all ratings (from {found.min().item():g} to {found.max().item():g}) are {side} threshold={self.threshold:g}"
+        return (
+            f"all ratings (from {found.min().item():g} to {found.max().item():g}) are {side} "
+            f"threshold={self.threshold:g}: set threshold between those of bad and of good responses"
+        )
 
     def statistics(self, outputs: Tensor, mask: Tensor, targets: Tensor) -> dict[str, GroupMean]:
         """``label_acc``: share of each group's labels that the sign of the score tells; a score of 0 counts half."""

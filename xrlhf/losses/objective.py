@@ -45,7 +45,8 @@ class Objective(Protocol):
     (G, K) scores and ratings, or (G, K, A) predictions and attributes where the model has an attribute head.
 
     Two more methods are used where a loss has them: ``statistics(outputs, mask, targets)`` gives its metrics as
-    :class:`GroupMean` by name, and ``problem(mask, targets)`` half a sentence on targets outside of its domain, or None.
+    :class:`GroupMean` by name, and ``problem(mask, targets)`` half a sentence on targets outside of its domain, or
+    None.
 
     Attributes:
         needs: What the data has to have, and what to do where it has not, for an error message.

@@ -37,6 +37,12 @@ class LogBarrierPenalty(nn.Module):
     Reduction: weight times the sum over the responses of the group. The weight is therefore per score against one
     ranking term per group, as in the public implementation, where a pair counts both its scores.
 
+    Data:
+        Any; it is added to a loss.
+
+    When:
+        Scores must stay in known bounds, as for a policy trained on them.
+
     Args:
         bound: Largest absolute score wanted, greater than 0. Widen it when you continue from a reward model whose
             scores already lie outside, otherwise the wall outweighs the ranking.
@@ -91,9 +97,19 @@ class LogBarrierPenalty(nn.Module):
 
 @LOSSES.register_module()
 class L2Penalty(nn.Module):
-    """Pulls every score towards 0: weight * sum of x^2 over the responses of the group.
+    """Pulls every score towards 0.
+
+    For the scores x of the group::
+
+        weight * sum of x^2
 
     Unlike the log barrier it acts everywhere, so it also shrinks the differences that ranking wants to grow.
+
+    Data:
+        Any; it is added to a loss.
+
+    When:
+        Scores grow without bound and bounds as such are not needed.
 
     Args:
         weight: Factor of the penalty, 0 or greater. Raise it when scores grow without bound, lower it when the
@@ -129,10 +145,20 @@ class L2Penalty(nn.Module):
 
 @LOSSES.register_module()
 class CenteringPenalty(nn.Module):
-    """Keeps the scores of a prompt centred: weight * (sum of x over the responses of the group)^2.
+    """Keeps the scores of a prompt centred.
+
+    For the scores x of the group::
+
+        weight * (sum of x)^2
 
     For a pair this is weight * (c + r)^2. It fixes the level and leaves differences free, so it never works against
     the ranking loss. The sum, not the mean, is squared: with K responses the pull on the mean grows with K^2.
+
+    Data:
+        Any; it is added to a loss on preferences.
+
+    When:
+        Scores of different prompts are compared, and their level must not drift.
 
     Args:
         weight: Factor of the penalty, 0 or greater. Raise it when the mean score drifts during training or differs

@@ -30,8 +30,8 @@ class PlackettLuceLoss(nn.Module):
     stage has nothing left to be preferred to and counts nothing, so a group rated all alike gives 0, as everywhere
     else. Responses without a rating are stages of their own, in the order given.
 
-    Reduction: the mean over the stages but the last, so that a long list weighs as much as a pair; with two responses it
-    is the Bradley-Terry loss.
+    Reduction: the mean over the stages but the last, so that a long list weighs as much as a pair; with two responses
+    it is the Bradley-Terry loss.
 
     Data:
         An order of two or more responses, best first; it differs from ``RankingLoss`` from three on.

@@ -61,9 +61,7 @@ class RegressionLoss(nn.Module):
     def __init__(self, huber_delta: float | None = None, rating_range: Sequence[float] | None = None) -> None:
         super().__init__()
         self.huber_delta = (
-            None
-            if huber_delta is None
-            else number_option("RegressionLoss", "huber_delta", huber_delta, exclusive=True)
+            None if huber_delta is None else number_option("RegressionLoss", "huber_delta", huber_delta, exclusive=True)
         )
         self.rating_range = None if rating_range is None else _range(rating_range)
 
@@ -119,9 +117,7 @@ class RegressionLoss(nn.Module):
 
 def _range(given: Sequence[float]) -> tuple[float, float]:
     if isinstance(given, (list, tuple)) and len(given) == 2:
-        low, high = (
-            number_option("RegressionLoss", "rating_range", value, minimum=-float("inf")) for value in given
-        )
+        low, high = (number_option("RegressionLoss", "rating_range", value, minimum=-float("inf")) for value in given)
         if low < high:
             return low, high
     raise ConfigError(

@@ -15,9 +15,7 @@ from xrlhf.registry import LOSSES
 
 __all__ = ["DavidsonLoss", "RaoKupperLoss", "tie_statistics"]
 
-_NEEDS = (
-    "it needs groups of two or more responses; for single rated responses choose RegressionLoss or BinaryLoss"
-)
+_NEEDS = "it needs groups of two or more responses; for single rated responses choose RegressionLoss or BinaryLoss"
 
 
 @LOSSES.register_module()

@@ -16,7 +16,7 @@ from xrlhf.structures import PackedBatch
 __all__ = ["AttributeHead", "Head", "ScalarHead", "describe_head", "head_of_config"]
 
 _CONFIG_KEY = "attribute_weights"
-"""Where an exported ``config.json`` keeps the weights."""
+"""Where an exported ``config.json`` keeps the weights, in the order of its labels: it is written sorted by key."""
 
 
 class Head(Protocol):
@@ -93,7 +93,7 @@ class AttributeHead:
             if not is_number or not isinstance(name, str):
                 raise ConfigError(f"AttributeHead: the weight of {name!r} is {weight!r}; accepted is a finite number")
         if not any(weights.values()):
-            raise ConfigError("AttributeHead: all weights are 0, so every score would be 0: give one attribute a weight")
+            raise ConfigError("AttributeHead: all weights are 0, so every score would be 0: give one a weight")
         self.weights = {name: float(weight) for name, weight in weights.items()}
 
     @property
@@ -154,7 +154,7 @@ def describe_head(config: PreTrainedConfig, head: AttributeHead | None) -> None:
     config.num_labels = head.num_outputs
     config.id2label = dict(enumerate(head.names))
     config.label2id = {name: number for number, name in enumerate(head.names)}
-    setattr(config, _CONFIG_KEY, dict(head.weights))
+    setattr(config, _CONFIG_KEY, list(head.weights.values()))
 
 
 def head_of_config(config: PreTrainedConfig) -> ScalarHead | AttributeHead:
@@ -166,7 +166,13 @@ def head_of_config(config: PreTrainedConfig) -> ScalarHead | AttributeHead:
     weights = getattr(config, _CONFIG_KEY, None)
     if weights is None:
         return ScalarHead()
+    names = [name for _, name in sorted((config.id2label or {}).items())]
+    if not isinstance(weights, list) or len(weights) != len(names):
+        raise ModelError(
+            f"{_CONFIG_KEY} of the model's config.json is {weights!r}: expected a list with a number for each of the "
+            f"labels {', '.join(map(str, names))}"
+        )
     try:
-        return AttributeHead(weights)
+        return AttributeHead(dict(zip(names, weights, strict=True)))
     except ConfigError as error:
         raise ModelError(f"{_CONFIG_KEY} of the model's config.json: {error}") from error

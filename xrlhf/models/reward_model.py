@@ -89,17 +89,16 @@ class RewardModel(nn.Module):
         head: Head | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(head, Mapping):
-            head = MODELS.build(dict(head))
+        built: Head | None = MODELS.build(dict(head)) if isinstance(head, Mapping) else head
         if isinstance(backbone, Mapping):
-            more = {"num_outputs": head.num_outputs} if head is not None and head.num_outputs > 1 else {}
+            more = {"num_outputs": built.num_outputs} if built is not None and built.num_outputs > 1 else {}
             backbone = MODELS.build({**backbone, **more})
         if not isinstance(backbone, PreTrainedModel):
             raise ModelError(f"backbone must be a transformers model, got {type(backbone).__name__}")
         if tokenizer is not None:
             fit_embeddings(backbone, tokenizer)
         self.precision = torch_dtype(precision)
-        self.head: Head = head_of_config(backbone.config) if head is None else head
+        self.head: Head = head_of_config(backbone.config) if built is None else built
         self.head_name, score_layer = score_head(backbone, self.head.num_outputs)
         score_layer.float()
         disable_dropout(backbone)

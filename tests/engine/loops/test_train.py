@@ -93,6 +93,27 @@ def test_accuracy_and_margin_are_means_over_ranked_groups_only(tmp_path: Path) -
     assert "num_ranked" not in logged
 
 
+def test_a_metric_is_a_mean_over_what_its_count_counts(tmp_path: Path) -> None:
+    """mse: a sum of 6 over two counted groups; tie_acc has none in this step and is left out; so is every count."""
+
+    def metrics(batch: PackedBatch) -> dict[str, Tensor]:
+        rated = (batch.group_ids < 2) * batch.group_weights
+        nothing = torch.zeros(())
+        return {"mse": 3.0 * rated.sum(), "num_mse": rated.sum(), "tie_acc": nothing, "num_tie_acc": nothing}
+
+    (logged,) = train(run_of(ToyModel(metrics), pairs(4), tmp_path, max_steps=1, groups_per_step=4, token_budget=1))
+    assert logged["mse"] == 3.0
+    assert not {"tie_acc", "num_mse", "num_tie_acc"} & logged.keys()
+
+
+def test_without_a_ranked_group_there_is_no_accuracy(tmp_path: Path) -> None:
+    def metrics(batch: PackedBatch) -> dict[str, Tensor]:
+        return dict.fromkeys(("acc", "margin", "num_ranked"), torch.zeros(()))
+
+    (logged,) = train(run_of(ToyModel(metrics), pairs(4), tmp_path, max_steps=1, groups_per_step=4, token_budget=1))
+    assert not {"acc", "margin"} & logged.keys()
+
+
 @pytest.mark.parametrize("name", ["something_loss", "loss_of_the_critic"])
 def test_a_metric_named_like_a_loss_leaves_the_gradients_alone(tmp_path: Path, name: str) -> None:
     """mmengine itself would add up everything that has "loss" in its name, and train on the sum."""
