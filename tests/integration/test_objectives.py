@@ -18,7 +18,6 @@ SHORT = (
     "val_dataloader.dataset.sources.0.source.num_groups=24",
     "model.backbone.hidden_size=32",
     "model.backbone.head_init=normal",
-    "default_hooks.logger.interval=2",
 )
 STEPS = 6
 
@@ -58,6 +57,10 @@ def test_attributes_the_whole_way(xrlhf: Callable[..., CompletedProcess[str]], t
     assert {"mse", "mse_content", "mse_manner"} <= next(row.keys() for row in rows if "loss" in row)
     (validated,) = [row for row in rows if "val/mse" in row]
     assert {"val/accuracy", "val/correlation_content", "val/correlation_manner"} <= validated.keys()
+
+    shown = ran(xrlhf("log-dataset", "tiny_attributes_cpu", *options)).stdout
+    assert ", content " in shown
+    assert ", manner " in shown
 
     checkpoint = f"run/iter_{STEPS}.pth"
     ran(xrlhf("convert", "pth_to_hf", "tiny_attributes_cpu", checkpoint, "folded", *options))
