@@ -172,7 +172,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=1, help="folds to hold out, one after the other, of five")
     parser.add_argument("--only", action="append", choices=OBJECTIVES, help="this objective alone; may be repeated")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/objectives"))
-    parser.add_argument("--cfg-options", nargs="*", default=[], metavar="KEY=VALUE", help="more of the recipe's settings")
+    parser.add_argument(
+        "--cfg-options", nargs="*", default=[], metavar="KEY=VALUE", help="more of the recipe's settings"
+    )
     arguments = parser.parse_args(given)
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:

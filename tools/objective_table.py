@@ -1,7 +1,7 @@
 """Writes the table of objectives in docs/objectives.md from the docstrings of the losses.
 
-    python tools/objective_table.py            prints the table
-    python tools/objective_table.py --write    puts it into docs/objectives.md
+python tools/objective_table.py            prints the table
+python tools/objective_table.py --write    puts it into docs/objectives.md
 """
 
 from __future__ import annotations

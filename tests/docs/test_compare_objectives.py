@@ -78,7 +78,15 @@ def test_a_short_run(tmp_path: Path, command_environment: dict[str, str]) -> Non
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     practice_tokenizer().save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, str(FILE), "--data", "pairs.jsonl", "--tokenizer", "tokenizer", "--out", "out"]
-    command += ["--only", "Bradley-Terry", "--only", "Plackett-Luce", "--cfg-options", "max_epochs=0.5", "max_length=256"]
+    command += [
+        "--only",
+        "Bradley-Terry",
+        "--only",
+        "Plackett-Luce",
+        "--cfg-options",
+        "max_epochs=0.5",
+        "max_length=256",
+    ]
     for _ in range(2):
         run = subprocess.run(
             command, cwd=tmp_path, env=command_environment, capture_output=True, text=True, timeout=300, check=False

@@ -43,7 +43,9 @@ def test_all_losses_are_there_penalties_last() -> None:
 
 
 def test_sections_and_formulas_of_a_docstring() -> None:
-    doc = "Says it.\n\nFor x::\n\n    a = b\n    c  = |d|\n\nData:\n    Some ``kind``\n    of it.\n\nWhen:\n    Always.\n"
+    doc = (
+        "Says it.\n\nFor x::\n\n    a = b\n    c  = |d|\n\nData:\n    Some ``kind``\n    of it.\n\nWhen:\n    Always.\n"
+    )
     assert TOOL.formula(doc) == ["a = b", "c = |d|"]
     assert TOOL.section(doc, "Data") == "Some `kind` of it."
     assert TOOL.section(doc, "Reference") == ""

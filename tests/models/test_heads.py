@@ -91,7 +91,9 @@ def test_a_config_keeps_the_head() -> None:
 
 def test_a_config_with_broken_weights_is_refused() -> None:
     where = r"^attribute_weights of the model's config\.json"
-    with pytest.raises(ModelError, match=rf"{where} is 3: expected a list with a number for each of the labels LABEL_0"):
+    with pytest.raises(
+        ModelError, match=rf"{where} is 3: expected a list with a number for each of the labels LABEL_0"
+    ):
         head_of_config(LlamaConfig(attribute_weights=3))
     with pytest.raises(ModelError, match=rf"{where} is \[1\.0\]: expected a list .* labels LABEL_0, LABEL_1"):
         head_of_config(LlamaConfig(attribute_weights=[1.0], num_labels=2))
