@@ -2,7 +2,7 @@
 
 Launch:  xrlhf train configs/tiny_ratings_cpu.py
 Needs:   2 CPU cores, 2 GiB of memory
-Expect:  mse falls and the correlation with the held-out ratings rises; no accuracy in the training log (one answer a prompt)
+Expect:  mse falls and the correlation with the held-out ratings rises; one answer a prompt has no accuracy
 """
 
 from mmengine.optim import CosineAnnealingLR, LinearLR

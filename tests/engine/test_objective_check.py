@@ -55,8 +55,8 @@ def rated(recipe: Config) -> Callable[..., Config]:
 def test_pairs_without_ratings_cannot_feed_a_loss_on_targets(recipe: Config, loss: Any) -> None:
     recipe.model.loss = {"type": loss}
     message = (
-        rf"^train_dataloader: {loss.__name__} has nothing to learn from in any of the 64 groups of \S+pairs\.jsonl that "
-        "were looked at: it needs a rating .* choose a map function that reads them, or .* RankingLoss"
+        rf"^train_dataloader: {loss.__name__} has nothing to learn from in any of the 64 groups of \S+pairs\.jsonl "
+        "that were looked at: it needs a rating .* choose a map function that reads them, or .* RankingLoss"
     )
     with pytest.raises(ConfigError, match=message):
         build_parts(recipe, Ranks())

@@ -31,8 +31,8 @@ def test_exclusive_minimum() -> None:
 
 def test_an_upper_bound_and_none_below() -> None:
     assert number_option("SomeLoss", "share", 0.9, below=1.0) == 0.9
-    with pytest.raises(ConfigError, match="share is 1; accepted is a finite number greater than 0 and below 1$"):
+    with pytest.raises(ConfigError, match=r"share is 1; accepted is a finite number greater than 0 and below 1$"):
         number_option("SomeLoss", "share", 1, exclusive=True, below=1.0)
     assert number_option("SomeLoss", "threshold", -7, minimum=-math.inf) == -7
-    with pytest.raises(ConfigError, match="threshold is nan; accepted is a finite number$"):
+    with pytest.raises(ConfigError, match=r"threshold is nan; accepted is a finite number$"):
         number_option("SomeLoss", "threshold", math.nan, minimum=-math.inf)

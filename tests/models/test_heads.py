@@ -175,7 +175,7 @@ def test_the_backbone_gets_as_many_outputs_as_the_head_has() -> None:
 
 
 def test_a_loss_on_scores_is_refused() -> None:
-    with pytest.raises(ConfigError, match="RankingLoss does not take the predictions of AttributeHead .* into penalty"):
+    with pytest.raises(ConfigError, match=r"RankingLoss does not take the predictions of Attr.* into penalty"):
         RewardModel(attribute_backbone(), head=AttributeHead(WEIGHTS), loss=RankingLoss())
 
 
