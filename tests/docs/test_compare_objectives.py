@@ -70,7 +70,7 @@ def test_a_short_run(tmp_path: Path, command_environment: dict[str, str]) -> Non
     """Plackett-Luce of pairs is Bradley-Terry: the same figures. A second call finds the runs done."""
     rows = [
         {
-            side: f"\n\nHuman: {group.prompt[-1]['content']}\n\nAssistant: {response[0]['content']}"  # type: ignore[index]
+            side: f"\n\nHuman: {group.prompt[-1]['content']}\n\nAssistant: {response[0]['content']}"
             for side, response in zip(("chosen", "rejected"), group.responses, strict=True)
         }
         for group in practice_groups(80)
