@@ -175,6 +175,8 @@ def tie_statistics(
     """What a model with ties makes of the tied pairs of each group.
 
     Returns:
+        Values for each group, by name:
+
         - ``tie_acc``: share of them for which a tie is the likeliest outcome (as likely as another one is enough).
           With a ``tie_share`` below 1/3 it never is.
         - ``tie_prob``: mean probability of a tie that the model gives them.
