@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Optional
 
@@ -33,6 +33,11 @@ class Trainer:
     @classmethod
     def from_name(cls, name: str, **kwargs: Any) -> Trainer:
         raise NotImplementedError
+
+
+class WithPlainDicts:
+    def __init__(self, options: Mapping[str, Any] | None = None, part: RankingLoss | Mapping[str, Any] | None = None):
+        self.arguments = (options, part)
 
 
 class FastTrainer(Trainer):

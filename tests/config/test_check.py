@@ -88,3 +88,36 @@ def test_a_priority_is_for_hooks_only(write: Callable[..., Path]) -> None:
 
 def test_what_has_no_signature_is_skipped() -> None:
     check_recipe({"x": {"type": "builtins.dict", "anything": 1}})
+
+
+PLAIN = """
+from recipe_parts import RankingLoss, Trainer, WithPlainDicts
+
+by_keywords = dict(type=Trainer.from_name, name="x", rope_scaling=dict(type="linear", factor=2.0))
+by_annotation = dict(type=WithPlainDicts, options=dict(type="dynamic", inner=[dict(type="yarn")]))
+"""
+
+
+def test_a_type_inside_a_plain_dict_is_that_dicts_own(write: Callable[..., Path]) -> None:
+    check_recipe(load_recipe(write(PLAIN)))
+
+
+def test_a_part_inside_a_plain_dict_is_still_checked(write: Callable[..., Path]) -> None:
+    """A class, a dotted name and a registered name are parts wherever they stand; so is all that is no plain dict."""
+    file = write(
+        """
+        from recipe_parts import RankingLoss, Trainer, WithPlainDicts
+        a = dict(type=Trainer.from_name, name="x", loss=dict(type=RankingLoss, gama=1), b=dict(type="recipe_parts.No"))
+        b = dict(type="EMAHook", priority=1, x=dict(type="linear"))
+        c = dict(type=WithPlainDicts, options=b, part=dict(type="x"))
+        d = dict(type="linear")
+        """
+    )
+    with pytest.raises(ConfigError) as error:
+        check_recipe(load_recipe(file))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "a.loss: RankingLoss has no argument 'gama'; nearest: 'gamma'"
+    assert lines[1] == "a.b: type 'recipe_parts.No': module 'recipe_parts' has no 'No'"
+    assert lines[2].startswith("c.part: type no registry knows 'x'")
+    assert lines[3].startswith("d: type no registry knows 'linear'")
+    assert len(lines) == 4

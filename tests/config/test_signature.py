@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import pytest
@@ -22,7 +23,12 @@ from xrlhf.config.signature import Annotation, read_annotation, read_signature
         (int | None, Annotation(frozenset({int}), True, False)),
         ("int | None", Annotation(frozenset({int}), True, False)),
         (tuple[float, float], Annotation(frozenset({tuple}), False, False)),
-        ("dict[str, int] | None", Annotation(frozenset({dict}), True, False)),
+        ("dict[str, int] | None", Annotation(frozenset({dict}), True, False, is_mapping=True)),
+        (dict[str, Any], Annotation(frozenset({dict}), False, False, is_mapping=True)),
+        ("Mapping[str, Any] | None", Annotation(frozenset(), True, True, is_mapping=True)),
+        (Mapping[str, Any], Annotation(frozenset(), False, True, is_mapping=True)),
+        ("nn.Module | Mapping[str, Any] | None", Annotation(frozenset(), True, True)),
+        ("None", Annotation(frozenset(), True, False)),
         ("torch.Tensor | float", Annotation(frozenset({float}), False, True)),
         ("Callable[[int], str] | None", Annotation(frozenset(), True, True)),
         (Any, Annotation(frozenset(), False, True)),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xrlhf.config.paths import walk
 from xrlhf.config.resolve import find_component
-from xrlhf.config.signature import read_signature
+from xrlhf.config.signature import Signature, read_annotation, read_signature
 from xrlhf.config.suggest import nearest_clause
 from xrlhf.errors import ConfigError
 
@@ -23,6 +23,10 @@ _NOT_ARGUMENTS = ("type", "_scope_")
 def check_recipe(cfg: Config | Mapping[str, Any], injected: Mapping[str, Iterable[str]] | None = None) -> None:
     """Checks every dict with ``type`` in a recipe against the signature of what it builds, building nothing.
 
+    Where a part takes a plain dict (an argument annotated as a mapping, or one behind ``**kwargs``), ``type`` may be a
+    word of that dict's own, as in ``rope_scaling=dict(type="linear", factor=2.0)``: a plain word that no registry
+    knows is left alone there.
+
     Args:
         cfg: The recipe.
         injected: Arguments that a builder adds, so that they may be missing: by a pattern such as
@@ -33,24 +37,57 @@ def check_recipe(cfg: Config | Mapping[str, Any], injected: Mapping[str, Iterabl
         ConfigError: One line for each problem: a ``type`` that cannot be found, an unknown or a missing argument.
     """
     problems = [
-        f"{path}: {problem}"
-        for path, value in walk(dict(cfg.items()))
-        if isinstance(value, Mapping) and "type" in value
-        for problem in _problems(path, value, injected or {})
+        problem
+        for name, value in cfg.items()
+        for problem in _problems_within(value, str(name), injected or {}, may_be_plain=False)
     ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _problems(path: str, part: Mapping[str, Any], injected: Mapping[str, Iterable[str]]) -> list[str]:
+def _problems_within(
+    value: Any, path: str, injected: Mapping[str, Iterable[str]], *, may_be_plain: bool
+) -> Iterator[str]:
+    """The problems of ``value`` and of all that it holds, parents before their children."""
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _problems_within(item, f"{path}.{index}", injected, may_be_plain=may_be_plain)
+    if not isinstance(value, Mapping):
+        return
+    signature = None
+    if "type" in value:
+        kind = value["type"]
+        try:
+            component = find_component(kind) if isinstance(kind, str) else kind
+        except ConfigError as error:
+            if not (may_be_plain and isinstance(kind, str) and "." not in kind):
+                yield f"{path}: type {error}"
+        else:
+            signature = read_signature(component) if callable(component) else None
+            yield from (f"{path}: {problem}" for problem in _problems(path, value, component, signature, injected))
+    for key, item in value.items():
+        plain = may_be_plain if signature is None else _takes_plain_dict(signature, key)
+        yield from _problems_within(item, f"{path}.{key}", injected, may_be_plain=plain)
+
+
+def _takes_plain_dict(signature: Signature, key: Any) -> bool:
+    """Whether the argument ``key`` is handed on as it is, not built: it says that it is a mapping, or has no name."""
+    if key not in signature.parameters:
+        return signature.takes_any
+    annotation = signature.parameters[key].annotation
+    return annotation is not inspect.Parameter.empty and read_annotation(annotation).is_mapping
+
+
+def _problems(
+    path: str,
+    part: Mapping[str, Any],
+    component: Any,
+    signature: Signature | None,
+    injected: Mapping[str, Iterable[str]],
+) -> list[str]:
     kind = part["type"]
-    try:
-        component = find_component(kind) if isinstance(kind, str) else kind
-    except ConfigError as error:
-        return [f"type {error}"]
     if not callable(component):
         return [f"type {kind!r} is neither a class nor a function"]
-    signature = read_signature(component)
     if signature is None:
         return []
     name = getattr(component, "__qualname__", str(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections.abc
 import inspect
 import types
 import typing
@@ -23,6 +24,7 @@ _SIMPLE: dict[str, type] = {
     "dict": dict,
     "Dict": dict,
 }
+_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -34,11 +36,13 @@ class Annotation:
         types: The literal types it names.
         allows_none: True where it names None.
         is_open: True where it also names something else, or there is no annotation: then ``types`` is not the whole.
+        is_mapping: True where it names a mapping, and nothing else but None.
     """
 
     types: frozenset[type] = frozenset()
     allows_none: bool = False
     is_open: bool = True
+    is_mapping: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def read_annotation(annotation: Any) -> Annotation:
         types=frozenset(_SIMPLE[name] for name in names if name in _SIMPLE),
         allows_none="None" in names,
         is_open=any(name not in _SIMPLE and name != "None" for name in names),
+        is_mapping=bool(names) and set(names) - {"None"} <= _MAPPINGS and set(names) != {"None"},
     )
 
 
@@ -125,4 +130,5 @@ def _union_of_type(annotation: Any) -> typing.Iterator[str]:
     else:
         kind = origin or annotation
         is_builtin = isinstance(kind, type) and kind.__module__ == "builtins"
-        yield kind.__name__ if is_builtin else "Any"
+        is_mapping = kind in (collections.abc.Mapping, collections.abc.MutableMapping)
+        yield kind.__name__ if is_builtin or is_mapping else "Any"
