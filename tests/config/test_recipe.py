@@ -120,13 +120,6 @@ def test_errors_name_file_and_line(write: Write, clone: Path, text: str, line: i
     assert "\n" not in str(error.value)
 
 
-def test_a_module_beside_the_recipe_gets_a_hint(write: Write, tmp_path: Path) -> None:
-    write("x = 1\n", "module_beside.py")
-    with pytest.raises(ConfigError, match=r"it lies beside the recipe: put its folder on PYTHONPATH \(") as error:
-        load_recipe(write("from module_beside import x\n"))
-    assert str(tmp_path) in str(error.value)
-
-
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.py: no such file; `xrlhf list-cfg` lists"):
         load_recipe(tmp_path / "gone.py")

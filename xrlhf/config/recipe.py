@@ -18,6 +18,16 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from xrlhf.config.literals import to_literals
+from xrlhf.config.neighbours import (
+    FOLDERS_NAME,
+    find_neighbour,
+    folder_of_values,
+    folders_needed,
+    folders_used,
+    make_importable,
+    modules_named,
+    origin_of,
+)
 from xrlhf.config.overrides import Override, apply_overrides, check_override, parse_overrides, rebind
 from xrlhf.config.shipped import SHIPPED_PREFIX, shipped_dir
 from xrlhf.config.suggest import nearest_clause
@@ -47,6 +57,9 @@ def load_recipe(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
     for a shipped one. Dicts merge key by key, the recipe's own values win, and ``_delete_=True`` in a dict drops what
     it would inherit. The values of the bases can be read as ``_base_.NAME``.
 
+    Modules that lie beside the recipe can be imported; ``module_folders = ["FOLDER", ...]`` names further folders,
+    relative to the recipe (see :mod:`xrlhf.config.neighbours`).
+
     Args:
         path: A ``.py`` file.
         options: Overrides as ``path=value`` texts, applied in the order given (see
@@ -54,7 +67,8 @@ def load_recipe(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
             recipe has with the earlier ones applied, or a parameter of what the dict around it builds.
 
     Returns:
-        The recipe; classes and functions are dotted names, tuples stay tuples, ``filename`` is the absolute path.
+        The recipe; classes and functions are dotted names, tuples stay tuples, ``filename`` is the absolute path. Where
+        it uses modules beside it, ``module_folders`` holds their folders, so that its dump finds them from anywhere.
 
     Raises:
         ConfigError: The file cannot be read or fails (``file:line: reason``), holds what a recipe cannot hold, or an
@@ -72,6 +86,8 @@ def load_recipe(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
             values = _overridden(file, kept)
         applied = [*kept, check_override(override, values)]
         values = _overridden(file, applied)
+    if applied and (folder := folder_of_values(values, file)) is not None:
+        values[FOLDERS_NAME] = list(dict.fromkeys([*values.get(FOLDERS_NAME, []), str(folder)]))
     return Config(values, cfg_text=text, filename=str(file), format_python_code=False)
 
 
@@ -133,7 +149,10 @@ def _evaluate(file: Path, overrides: Sequence[Override], heirs: tuple[Path, ...]
         heirs: The recipes that are being read because they inherit from this one.
     """
     tree = _parse(file)
+    folders = folders_needed(tree, file)
+    make_importable(folders, modules_named(tree, file.parent), file)
     inherited: dict[str, Any] = {}
+    inherited_folders: list[str] = []
     for name, node in base_entries(tree, file):
         base = locate_base(name, file)
         where = f"{file}:{node.lineno}: _base_ {name!r}"
@@ -143,15 +162,20 @@ def _evaluate(file: Path, overrides: Sequence[Override], heirs: tuple[Path, ...]
             shipped = "" if name.startswith(SHIPPED_PREFIX) else _shipped_hint(name)
             raise ConfigError(f"{where} not found: there is no {base}{shipped}")
         values = _evaluate(base, overrides, (*heirs, file))
+        inherited_folders += values.pop(FOLDERS_NAME, [])
         twice = sorted(inherited.keys() & values.keys())
         if twice:
             raise ConfigError(f"{where} assigns {', '.join(twice)}, which another base assigns too")
         inherited.update(values)
     own = _run(tree, file, inherited, overrides)
+    listed = folders if own.pop(FOLDERS_NAME, None) is not None else folders_used(own, folders)
     try:
-        return _without_delete_keys(_merge(own, inherited, ""))
+        values = _without_delete_keys(_merge(own, inherited, ""))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    if listed or inherited_folders:
+        values[FOLDERS_NAME] = list(dict.fromkeys([*map(str, listed), *inherited_folders]))
+    return values
 
 
 def _shipped_hint(name: str) -> str:
@@ -297,10 +321,11 @@ def _line_of(traceback: TracebackType | None, file: Path) -> int:
 
 
 def _import_hint(error: BaseException, file: Path) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ImportError) and error.name:
         top = error.name.partition(".")[0]
-        if (file.parent / f"{top}.py").is_file() or (file.parent / top).is_dir():
-            return f"; it lies beside the recipe: put its folder on PYTHONPATH ({file.parent})"
+        ours, taken = find_neighbour(file.parent, top), origin_of(top)
+        if ours and taken and taken != ours:
+            return f"; Python takes {taken} before {ours}: rename yours"
     if isinstance(error, ImportError) and "relative import" in str(error):
         return "; write the full name of the module, or inherit with _base_ = 'FILE.py'"
     return ""
