@@ -23,6 +23,7 @@ EXTRAS = {
     "quantised": ["bitsandbytes>=0.45"],
     "ipex": ["intel-extension-for-pytorch==2.8.*", "torch==2.8.*"],
     "hpu": ["habana-torch-plugin"],
+    "modelscope": ["modelscope>=1.40"],
     "wandb": ["wandb>=0.19"],
     "report": ["matplotlib>=3.8"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],

@@ -267,3 +267,18 @@ def test_a_max_length_beyond_the_model_is_refused(max_length: int, limit: int) -
 @pytest.mark.parametrize(("max_length", "limit"), [(64, 64), (10**6, None)])
 def test_a_max_length_the_model_can_read_is_fine(max_length: int, limit: int | None) -> None:
     check_length("train_dataloader", max_length, limit)
+
+
+def test_the_commits_of_hub_names_are_logged_and_written(
+    recipe: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xrlhf.engine import build
+
+    def pin(found: Config) -> tuple[dict[str, Any], list[str]]:
+        return {**found.to_dict(), "pinned": True}, ["model 'o/m' has no commit"]
+
+    monkeypatch.setattr(build, "pin_revisions", pin)
+    runner = build_runner(recipe)
+    assert load_recipe(tmp_path / "tiny" / "tiny.py").pinned
+    log = tmp_path / "tiny" / runner.timestamp / f"{runner.timestamp}.log"
+    assert "model 'o/m' has no commit" in log.read_text()

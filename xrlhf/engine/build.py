@@ -22,6 +22,7 @@ from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
 from xrlhf.engine.objective_check import check_attributes, check_objective
+from xrlhf.engine.pinning import pin_revisions
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
@@ -211,6 +212,9 @@ def build_runner(
         device.set_device(ranks.local_rank)
     strategy = strategy_config(recipe, ranks, device)
     parts = build_parts(recipe, ranks)
+    pinned, unpinned = pin_revisions(recipe)
+    for line in unpinned:
+        logger.info("%s", line)
     runner = GroupRunner(
         model=parts.model,
         work_dir=str(work_dir),
@@ -234,7 +238,7 @@ def build_runner(
         env_cfg={},
         randomness={"seed": seed_of(recipe)},
         # mmengine prints and stores this one; the parts above are built from the recipe itself.
-        cfg=Config(mask_secrets(recipe), filename=recipe.filename, format_python_code=False),
+        cfg=Config(mask_secrets(pinned), filename=recipe.filename, format_python_code=False),
         **{
             "log_processor": {"type": StepLogProcessor},
             **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},

@@ -20,7 +20,7 @@ from transformers import (
 
 from xrlhf.errors import ModelError, error_line
 from xrlhf.models.heads import head_of_config
-from xrlhf.models.location import pretrained_location
+from xrlhf.models.location import loading_error, pretrained_location
 from xrlhf.registry import MODELS
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
 logger = logging.getLogger("xrlhf")
 
 _HEAD_NAMES = ("score", "classifier")
+_NEVER_READ = ("*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.tflite", "*.pth")
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -60,6 +61,7 @@ def backbone_from_pretrained(
     *,
     dtype: str = "float32",
     revision: str | None = None,
+    hub: str | None = None,
     trust_remote_code: bool = False,
     head_init: str = "zero",
     require_head: bool = False,
@@ -72,7 +74,8 @@ def backbone_from_pretrained(
     Args:
         path: A Hugging Face directory or a hub name.
         dtype: Type the weights are held in. The default, float32 under autocast, trains most exactly.
-        revision: Commit, tag or branch on the hub.
+        revision: Commit, tag or branch on the hub; its main branch if None. A commit keeps a recipe reproducible.
+        hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
         trust_remote_code: Run the repository's own model code. Only for sources you trust.
         head_init: ``"zero"`` starts every score at 0; ``"normal"`` draws from N(0, 1/(hidden+1)), the usual start of
             reward heads (Stiennon et al. 2020, arXiv 2009.01325, appendix).
@@ -85,7 +88,7 @@ def backbone_from_pretrained(
     """
     _check_head_init(head_init)
     weights_dtype = torch_dtype(dtype)
-    location = pretrained_location(path, "model")
+    location = pretrained_location(path, "model", revision=revision, hub=hub, leave_out=_NEVER_READ)
     if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
         adapter = (Path(location) / "adapter_config.json").is_file()
         found = "a LoRA adapter: merge it into its base model first" if adapter else "no config.json"
@@ -106,7 +109,7 @@ def backbone_from_pretrained(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"no model could be loaded from {path!r}: {error_line(error)}") from error
+        raise loading_error(error, "model", path, revision=revision, hub=hub) from error
     head_name, head = score_head(model, num_outputs)
     missing = {str(key) for key in info["missing_keys"]}
     mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}

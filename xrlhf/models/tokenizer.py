@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from xrlhf.errors import ModelError, error_line
-from xrlhf.models.location import pretrained_location
+from xrlhf.models.location import loading_error, pretrained_location
 from xrlhf.models.templates import TEMPLATES, give_template
 from xrlhf.registry import TOKENIZERS
 
@@ -22,6 +22,7 @@ __all__ = ["load_tokenizer", "prepare_tokenizer", "read_tokenizer", "template_wi
 logger = logging.getLogger("xrlhf")
 
 _PAD = "<|pad|>"
+_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -33,6 +34,7 @@ def load_tokenizer(
     ending: str | None = None,
     pad_token: str | None = None,
     revision: str | None = None,
+    hub: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a directory or a hub name and prepare it.
@@ -43,13 +45,14 @@ def load_tokenizer(
             :data:`xrlhf.models.templates.TEMPLATES` such as ``"chatml"``; the tokenizer's own if None.
         ending: See :func:`prepare_tokenizer`.
         pad_token: See :func:`prepare_tokenizer`.
-        revision: Commit, tag or branch on the hub.
+        revision: Commit, tag or branch on the hub; its main branch if None.
+        hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
         trust_remote_code: Run the repository's own tokenizer code. Only for sources you trust.
 
     Raises:
         ModelError: Nothing loadable at ``path``, or an option that does not fit the tokenizer.
     """
-    tokenizer = read_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(path, revision=revision, hub=hub, trust_remote_code=trust_remote_code)
     if chat_template in TEMPLATES:
         give_template(tokenizer, chat_template)
     elif chat_template is not None:
@@ -58,20 +61,25 @@ def load_tokenizer(
 
 
 def read_tokenizer(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+    path: str, *, revision: str | None = None, hub: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer at ``path`` as it is.
 
     Args:
         path: A Hugging Face directory, a hub name, or a ``tokenizer.json``.
-        revision: Commit, tag or branch on the hub.
+        revision: Commit, tag or branch on the hub; its main branch if None.
+        hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
         trust_remote_code: Run the repository's own tokenizer code. Only for sources you trust.
 
     Raises:
         ModelError: Nothing loadable at ``path``.
     """
     file = Path(path).expanduser()
-    location = str(file) if _is_tokenizer_file(file) else pretrained_location(path, "tokenizer")
+    location = (
+        str(file)
+        if _is_tokenizer_file(file)
+        else pretrained_location(path, "tokenizer", revision=revision, hub=hub, only=_FILES)
+    )
     try:
         if _is_tokenizer_file(file):
             return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast(tokenizer_file=location))
@@ -81,7 +89,7 @@ def read_tokenizer(
         if declared in _GENERIC_CLASSES and type(tokenizer).__name__ not in _GENERIC_CLASSES:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(location, revision=revision or "main")
     except Exception as error:
-        raise ModelError(f"no tokenizer could be loaded from {path!r}: {error_line(error)}") from error
+        raise loading_error(error, "tokenizer", path, revision=revision, hub=hub) from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

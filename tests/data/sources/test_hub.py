@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import datasets
@@ -14,7 +15,7 @@ import pytest
 
 from xrlhf.data.sources import HubSource, SavedDatasetSource, Source
 from xrlhf.data.sources.hub import is_saved_dataset
-from xrlhf.errors import DataError
+from xrlhf.errors import ConfigError, DataError, MissingExtraError
 
 ROWS = [{"chosen": [{"role": "user", "content": f"q{i}"}], "n": i} for i in range(5)]
 
@@ -167,6 +168,36 @@ def test_what_is_asked_of_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     source.num_rows_hint()
     list(source.rows())
     assert calls == [(("owner/name",), {"name": "small", "split": "train", "revision": "abc"})]
+
+
+def test_a_data_set_on_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are fetched, and read as any folder of data files is."""
+    calls: list[dict[str, Any]] = []
+    folder = tmp_path / "files"
+    folder.mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    datasets.Dataset.from_list(ROWS[:2]).to_parquet(str(folder / "test-00000-of-00001.parquet"))
+
+    def record(**options: Any) -> str:
+        calls.append(options)
+        return str(folder)
+
+    stand_in = ModuleType("modelscope")
+    stand_in.snapshot_download = record  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelscope", stand_in)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = HubSource("owner/name", split="test", revision="v1", hub="modelscope")
+    assert not calls
+    assert [row.value for row in source.rows()] == ROWS[:2]
+    (call,) = calls
+    assert (call["repo_id"], call["repo_type"], call["revision"]) == ("owner/name", "dataset", "v1")
+    monkeypatch.setenv("XRLHF_HUB", "modelscope")
+    assert HubSource("owner/name", split="train").num_rows_hint() == 5
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(MissingExtraError, match=r"'owner/name' is looked up on ModelScope"):
+        HubSource("owner/name").num_rows_hint()
+    with pytest.raises(ConfigError, match="hub='x': choose one of huggingface, modelscope"):
+        HubSource("owner/name", hub="x")
 
 
 def test_an_old_loader_is_told_to_run_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def not_a_source(a: int) -> list[int]:
         (3, {}, "a source is a path, a list of paths, a hub name or a dict; found int"),
         ([{"path": "rows.jsonl"}], {}, "a list given as source holds paths only"),
         (["rows.jsonl", "owner/name"], {}, "holds files, and 'owner/name' is none"),
-        ({"data": "rows.jsonl"}, {}, "takes path and optionally split, config_name, revision; found data"),
+        ({"data": "rows.jsonl"}, {}, "takes path and optionally split, config_name, revision, hub; found data"),
         ({}, {}, "found nothing"),
         ({"path": "rows.jsonl", "spilt": "train"}, {}, "found path, spilt"),
         (

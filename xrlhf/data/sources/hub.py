@@ -1,4 +1,4 @@
-"""Data sets of the ``datasets`` package: folders written by ``save_to_disk``, and names on the Hugging Face hub."""
+"""Data sets of the ``datasets`` package: folders written by ``save_to_disk``, and names on a hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from xrlhf.data.sources.base import (
 from xrlhf.data.sources.files import missing_path
 from xrlhf.data.sources.fingerprint import combine, file_digest
 from xrlhf.data.sources.tables import ArrowChunk, arrow_chunk
-from xrlhf.errors import DataError
+from xrlhf.errors import DataError, MissingExtraError
+from xrlhf.hub import chosen_hub, failure_of, fetch_from_modelscope, way_round
 from xrlhf.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class SavedDatasetSource:
 
 @SOURCES.register_module()
 class HubSource:
-    """Rows of a data set on the Hugging Face hub, downloaded on first use and kept in the ``datasets`` cache.
+    """Rows of a data set on a hub, downloaded on first use and kept in the ``datasets`` cache.
 
     Code that a data set brings along is never run.
 
@@ -88,12 +89,23 @@ class HubSource:
         split: Which split, ``"train"`` or a slice such as ``"train[:1%]"``; may be left out where there is only one.
         config_name: Which configuration, where it has several.
         revision: A branch, tag or commit. A commit keeps a recipe reproducible.
+        hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
+
+    Raises:
+        ConfigError: There is no such hub.
     """
 
     def __init__(
-        self, path: str, *, split: str | None = None, config_name: str | None = None, revision: str | None = None
+        self,
+        path: str,
+        *,
+        split: str | None = None,
+        config_name: str | None = None,
+        revision: str | None = None,
+        hub: str | None = None,
     ) -> None:
         self.path = path
+        self.hub = chosen_hub(hub)
         self.split = split
         self.config_name = config_name
         self.revision = revision
@@ -126,45 +138,37 @@ class HubSource:
             # Later versions cannot run the code of a data set and do not know the option.
             options["trust_remote_code"] = False
         try:
-            loaded = datasets.load_dataset(
-                self.path, name=self.config_name, split=self.split, revision=self.revision, **options
-            )
+            if self.hub == "modelscope":
+                # A folder of files: the loader is given no revision, since the files are those of one already.
+                folder = fetch_from_modelscope(self.path, revision=self.revision, repo_type="dataset")
+                loaded = datasets.load_dataset(str(folder), name=self.config_name, split=self.split, **options)
+            else:
+                loaded = datasets.load_dataset(
+                    self.path, name=self.config_name, split=self.split, revision=self.revision, **options
+                )
+        except MissingExtraError:
+            raise
         except Exception as err:
             raise self._explain(err) from err
         dataset, _ = _one_split(loaded, self.split, self.name)
         return dataset
 
     def _explain(self, err: Exception) -> DataError:
-        from datasets.exceptions import DatasetNotFoundError
-
         what = f"hub data set {self.path!r}"
-        local = (
-            f"or fetch it on a machine that can (hf download {self.path} --repo-type dataset --local-dir DIR) and give "
-            "the path of a data file in DIR instead of the name"
-        )
-        message = str(err)
-        if isinstance(err, DatasetNotFoundError):
-            if "gated" in message.lower():
-                return DataError(f"{what}: access must be asked for on its page, then log in (hf auth login)")
-            return DataError(f"{what}: not found; check its name, or log in if it is private (hf auth login), {local}")
-        if _is_offline(err):
-            return DataError(f"{what}: the hub cannot be reached ({_summary(err)}); check the connection, {local}")
-        if "script" in message.lower() and isinstance(err, (RuntimeError, ValueError)):
-            return DataError(f"{what}: needs its own code, which is never run; choose another revision, {local}")
+        round_it = f"or {way_round(self.path, 'dataset', self.hub)}"
+        login = "hf auth login" if self.hub == "huggingface" else "modelscope login"
+        failure = failure_of(err)
+        if failure == "gated":
+            return DataError(f"{what}: access must be asked for on its page, then log in ({login})")
+        if failure == "missing":
+            return DataError(f"{what}: not found; check its name, or log in if it is private ({login}), {round_it}")
+        if failure == "no revision":
+            return DataError(f"{what}: has no revision {self.revision!r}; name a branch, a tag or a commit of it")
+        if failure == "unreachable":
+            return DataError(f"{what}: the hub cannot be reached ({_summary(err)}); check the connection, {round_it}")
+        if "script" in str(err).lower() and isinstance(err, (RuntimeError, ValueError)):
+            return DataError(f"{what}: needs its own code, which is never run; choose another revision, {round_it}")
         return DataError(f"{what}: cannot be loaded: {_summary(err)}")
-
-
-def _is_offline(err: BaseException | None) -> bool:
-    """Whether a failed connection is at the bottom of ``err``.
-
-    The hub client has changed its HTTP library, and not all of its errors derive from ConnectionError.
-    """
-    while err is not None:
-        name = type(err).__name__
-        if isinstance(err, ConnectionError) or "Offline" in name or "Connect" in name or "Timeout" in name:
-            return True
-        err = err.__cause__ or err.__context__
-    return False
 
 
 def _summary(err: Exception) -> str:

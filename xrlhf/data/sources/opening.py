@@ -22,16 +22,21 @@ SourceSpec = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _DATA_NAME = re.compile(r"\.(jsonl?|ndjson|parquet|gz|csv|tsv|txt|arrow|zst|xz|bz2|zip)$", re.IGNORECASE)
-_OPTIONS = ("split", "config_name", "revision")
+_OPTIONS = ("split", "config_name", "revision", "hub")
 
 
 def open_source(
-    spec: SourceSpec, *, split: str | None = None, config_name: str | None = None, revision: str | None = None
+    spec: SourceSpec,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    hub: str | None = None,
 ) -> Source:
     """The source that ``spec`` names, chosen by what is there.
 
     A path on disk comes first: a file or glob is read as it is, a folder as ``save_to_disk`` wrote it or as a folder
-    of data files. ``owner/name`` that is no path on disk is a name on the Hugging Face hub.
+    of data files. ``owner/name`` that is no path on disk is a name on a hub.
 
     Args:
         spec: ``"data/train.jsonl"``, ``"data/part-*.jsonl.gz"``, ``"saved/"``, ``["a.json", "b.parquet"]``,
@@ -40,12 +45,13 @@ def open_source(
         split: Which split, where there are several.
         config_name: Which configuration of a data set on the hub.
         revision: Which revision of a data set on the hub.
+        hub: Which hub; see :func:`xrlhf.hub.chosen_hub`.
 
     Raises:
         DataError: A path does not exist or cannot be read.
         ConfigError: ``spec`` is nothing of the above, or an option does not fit the source.
     """
-    options = {"split": split, "config_name": config_name, "revision": revision}
+    options = {"split": split, "config_name": config_name, "revision": revision, "hub": hub}
     options = {name: value for name, value in options.items() if value is not None}
     if isinstance(spec, Mapping):
         return _from_mapping(spec, options)
