@@ -11,7 +11,7 @@ import typer
 
 from xrlhf.cli import main as main_module
 from xrlhf.cli import train as train_module
-from xrlhf.cli.main import _with_resume_value, app, main
+from xrlhf.cli.main import _with_left_out_values, app, main
 from xrlhf.cli.train import NEWEST
 from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
@@ -107,7 +107,7 @@ def test_a_value_of_the_wrong_kind(complaint: Callable[..., str]) -> None:
     assert line.endswith("; see `xrlhf train --help`")
 
 
-# ---------------------------------------------------------------- --resume with and without a value
+# ---------------------------------------------------------------- options with and without a value
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,21 @@ def test_a_value_of_the_wrong_kind(complaint: Callable[..., str]) -> None:
         (["train", "a", "--resume=auto"], ["train", "a", "--resume=auto"]),
         (["train", "a", "--resume", "runs/iter_5.pth"], ["train", "a", "--resume", "runs/iter_5.pth"]),
         (["train", "a", "--resume", "runs/lr=1/iter_5.pth"], ["train", "a", "--resume", "runs/lr=1/iter_5.pth"]),
+        (["score", "m", "--best-of"], ["score", "m", "--best-of", "all"]),
+        (["score", "m", "--best-of", "--out", "b"], ["score", "m", "--best-of", "all", "--out", "b"]),
+        (["score", "m", "--best-of", "4"], ["score", "m", "--best-of", "4"]),
     ],
 )
-def test_resume_may_stand_alone(given: list[str], completed: list[str]) -> None:
-    assert _with_resume_value(given) == completed
+def test_options_may_stand_alone(given: list[str], completed: list[str]) -> None:
+    assert _with_left_out_values(given) == completed
+
+
+def test_best_of_takes_a_number(complaint: Callable[..., str]) -> None:
+    arguments = ("score", "m", "--data", "d", "--out", "o")
+    assert complaint(*arguments, "--best-of=x") == (
+        "error: --best-of x: a whole number of responses may follow, or nothing for all of them"
+    )
+    assert complaint(*arguments, "--best-of", "0") == "error: best of 0: choose among 1 or more responses"
 
 
 # ---------------------------------------------------------------- exit statuses

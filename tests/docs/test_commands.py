@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer
 
-from xrlhf.cli.main import _with_resume_value, app
+from xrlhf.cli.main import _with_left_out_values, app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,4 +90,4 @@ def test_console_commands_fit_the_command_line(page: str, line: str) -> None:
     if words[0] != "xrlhf":
         assert words[0] in ("python3", "pip", "source"), f"{page}: what is {line!r}?"
         return
-    parse(_with_resume_value(words[1:]))
+    parse(_with_left_out_values(words[1:]))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xrlhf.data.reasons import Reason, RowError
-from xrlhf.evaluation.rows import LAYOUTS, is_single, scorable_group
+from xrlhf.evaluation.rows import LAYOUTS, is_single, responses_of, scorable_group
 from xrlhf.structures import Group
 
 ASK = {"role": "user", "content": "Q"}
@@ -119,3 +119,18 @@ def test_rows_that_cannot_be_scored(row: dict[str, Any], reason: Reason, detail:
     with pytest.raises(RowError, match=detail) as caught:
         scorable_group(row)
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("row", "responses"),
+    [
+        ({"messages": [ASK, GOOD]}, [[ASK, GOOD]]),
+        ({"text": "as it is"}, ["as it is"]),
+        ({"prompt": "Q", "response": [GOOD]}, [[GOOD]]),
+        ({"prompt": "Q", "responses": ["good", BAD]}, ["good", BAD]),
+        ({"prompt": "Q", "chosen": "good", "rejected": "bad"}, ["good", "bad"]),
+        ({"chosen": PAIR, "rejected": PAIR}, [PAIR, PAIR]),
+    ],
+)
+def test_responses_as_the_row_has_them(row: dict[str, Any], responses: list[Any]) -> None:
+    assert responses_of(row) == responses

@@ -15,6 +15,7 @@ from xrlhf.errors import ConfigError, DataError, ModelError
 from xrlhf.evaluation import score_file as module
 from xrlhf.evaluation.rows import format_map_fn
 from xrlhf.evaluation.score_file import ScoreSummary, score_file
+from xrlhf.evaluation.scored_rows import BestOf
 from xrlhf.evaluation.scorer import Scorer
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import prepare_tokenizer
@@ -300,3 +301,109 @@ def test_what_json_has_no_type_for_becomes_text(tmp_path: Path) -> None:
     score_file(COUNTING, tmp_path / "rows.parquet", tmp_path / "out.jsonl")
     (row,) = read(tmp_path / "out.jsonl")
     assert (row["day"], row["score"]) == ("2024-02-29", 4.0)
+
+
+# ------------------------------------------------------------------------------------------------ best of n
+
+
+def test_the_best_response_of_every_row(tmp_path: Path) -> None:
+    """Scores are lengths: 4, 9, 2; one; 8; 4; 4, 9; 4, 2. The best are 4, 9, 8, 4, 9, 4 (38), all of them sum to 50."""
+    rows = BestOf()
+    summary = score_file(COUNTING, write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl", rows=rows)
+    best = [
+        {"response": "four", "score": 4.0, "best_index": 0, "scores": [4.0]},
+        {"response": "seventeen", "score": 9.0, "best_index": 1, "scores": [4.0, 9.0, 2.0]},
+        {"response": "as it is", "score": 8.0, "best_index": 0, "scores": [8.0]},
+        {"response": ROWS[3]["messages"], "score": 4.0, "best_index": 0, "scores": [4.0]},
+        {"response": "seventeen", "score": 9.0, "best_index": 1, "scores": [4.0, 9.0]},
+        {"response": ROWS[5]["chosen"], "score": 4.0, "best_index": 0, "scores": [4.0, 2.0]},
+    ]
+    assert read(tmp_path / "out.jsonl") == [{**row, **more} for row, more in zip(ROWS, best, strict=True)]
+    assert summary == ScoreSummary(num_rows=6, num_scores=10, num_bad=0)
+    assert rows.summary() == (
+        f"best of 1.667 responses on average: mean score {38 / 6:.4f}, of all 5.0000; "
+        "0 of 6 rows have several best, the first was taken"
+    )
+
+
+def test_of_equal_scores_the_first_wins_and_is_counted(tmp_path: Path) -> None:
+    data = write(
+        tmp_path / "rows.jsonl",
+        [
+            {"prompt": "Q", "responses": ["no", "four", "five", "nine"]},
+            {"prompt": "Q", "responses": ["no", "on", "four"]},
+        ],
+    )
+    rows = BestOf()
+    score_file(COUNTING, data, tmp_path / "out.jsonl", rows=rows)
+    first, second = read(tmp_path / "out.jsonl")
+    assert (first["response"], first["best_index"], second["response"]) == ("four", 1, "four")
+    # Two low scores that are alike are no tie.
+    assert rows.num_ties == 1
+    assert "1 of 2 rows have several best, the first was taken" in rows.summary()
+
+
+@pytest.mark.parametrize(("n", "best"), [(1, "no"), (2, "four"), (3, "seventeen"), (9, "seventeen")])
+def test_the_first_n_responses_alone_count(tmp_path: Path, n: int, best: str) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"prompt": "Q", "responses": ["no", "four", "seventeen"]}])
+    summary = score_file(COUNTING, data, tmp_path / "out.jsonl", rows=BestOf(n))
+    (row,) = read(tmp_path / "out.jsonl")
+    assert (row["response"], len(row["scores"])) == (best, min(n, 3))
+    assert summary.num_scores == min(n, 3)
+
+
+class RefusingScorer(CountingScorer):
+    """Refuses long texts when it encodes, as the real one does, the group as a whole."""
+
+    def encode(self, groups: Sequence[Group]) -> list[Any]:
+        return [
+            result if isinstance(result, RowError) else group
+            for group, result in zip(groups, self.lengths(groups), strict=True)
+        ]
+
+
+def test_responses_that_cannot_be_scored(tmp_path: Path) -> None:
+    """With --skip-bad the others are chosen from; a row without any keeps its reason."""
+    long = "x" * 40
+    data = write(
+        tmp_path / "rows.jsonl",
+        [
+            {"prompt": "Q", "responses": [long, "no", "four"]},
+            {"prompt": "Q", "responses": [long, long], "best_index": 7},
+            {"prompt": "Q", "responses": []},
+        ],
+    )
+    scorer: Any = RefusingScorer()
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: 40 tokens, the limit is 30"):
+        score_file(scorer, data, tmp_path / "out.jsonl", rows=BestOf())
+    assert not (tmp_path / "out.jsonl").exists()
+    rows = BestOf()
+    summary = score_file(scorer, data, tmp_path / "out.jsonl", skip_bad=True, rows=rows)
+    first, second, third = read(tmp_path / "out.jsonl")
+    assert (first["response"], first["best_index"], first["scores"]) == ("four", 2, [None, 2.0, 4.0])
+    assert second == {"prompt": "Q", "responses": [long, long], "error": "too-long: 40 tokens, the limit is 30"}
+    assert "responses is an empty list" in third["error"]
+    assert summary == ScoreSummary(num_rows=3, num_scores=2, num_bad=2)
+    assert rows.summary() == (
+        "best of 2 responses on average: mean score 4.0000, of all 3.0000; 0 of 1 rows have several best, the first "
+        "was taken; 1 responses could not be scored"
+    )
+    # Written whole, a row with a response that cannot be scored stays a bad row.
+    assert score_file(scorer, data, tmp_path / "all.jsonl", skip_bad=True).num_bad == 3
+
+
+def test_best_of_nothing() -> None:
+    assert BestOf().summary() == "no row has a best response"
+    with pytest.raises(ConfigError, match="best of 0: choose among 1 or more responses"):
+        BestOf(0)
+
+
+def test_best_of_with_a_real_model(tmp_path: Path) -> None:
+    scorer = Scorer(RewardModel(tiny_backbone()).eval(), prepare_tokenizer(byte_tokenizer()), CpuDevice())
+    data = write(tmp_path / "rows.jsonl", [{"prompt": "Q", "responses": ["four", "seventeen", "no", "never mind"]}])
+    score_file(scorer, data, tmp_path / "all.jsonl")
+    score_file(scorer, data, tmp_path / "best.jsonl", rows=BestOf())
+    (all_scores,), (best,) = read(tmp_path / "all.jsonl"), read(tmp_path / "best.jsonl")
+    assert best["scores"] == pytest.approx(all_scores["scores"], abs=1e-6)
+    assert best["score"] == max(best["scores"]) == best["scores"][best["best_index"]]
+    assert best["response"] == ["four", "seventeen", "no", "never mind"][best["best_index"]]

@@ -17,7 +17,7 @@ from xrlhf.cli.env import env
 from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
-from xrlhf.cli.score import score
+from xrlhf.cli.score import ALL_RESPONSES, score
 from xrlhf.cli.test import test
 from xrlhf.cli.train import INTERRUPTED, NEWEST, train
 from xrlhf.errors import UserError, XrlhfError
@@ -68,13 +68,15 @@ def _options(
     """From preference data to an aligned model: train, evaluate, convert and score."""
 
 
-def _with_resume_value(arguments: Sequence[str]) -> list[str]:
-    """``--resume`` may stand alone; the parser wants a value behind it."""
+def _with_left_out_values(arguments: Sequence[str]) -> list[str]:
+    """``--resume`` and ``--best-of`` may stand alone; the parser wants a value behind them."""
     completed: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         completed.append(argument)
         if argument == "--resume" and not _names_a_checkpoint(following):
             completed.append(NEWEST)
+        if argument == "--best-of" and not following.isdecimal():
+            completed.append(ALL_RESPONSES)
     return completed
 
 
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 a run failed, 2 something the user can mend."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        result = app(args=_with_resume_value(given), prog_name="xrlhf", standalone_mode=False, obj=given)
+        result = app(args=_with_left_out_values(given), prog_name="xrlhf", standalone_mode=False, obj=given)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted", err=True)
         return INTERRUPTED

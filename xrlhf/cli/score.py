@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from xrlhf.cli.options import DeviceName
+from xrlhf.errors import ConfigError
 
-__all__ = ["score"]
+if TYPE_CHECKING:
+    from xrlhf.evaluation.scored_rows import BestOf
+
+__all__ = ["ALL_RESPONSES", "score"]
+
+ALL_RESPONSES = "all"
+"""What ``--best-of`` means when no number follows it."""
 
 
 def score(
@@ -32,6 +39,12 @@ def score(
     ] = None,
     truncation: Annotated[str, typer.Option(help="For longer ones: drop (an error), prompt or end.")] = "drop",
     token_budget: Annotated[int, typer.Option(help="Most tokens of one forward pass.")] = 16384,
+    best_of: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="[N]", help="Write the best response of each row, with its score; with N, of its first N responses."
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Write rows that cannot be scored with an 'error' in place of stopping.")
     ] = False,
@@ -40,18 +53,23 @@ def score(
 
     A row may hold messages; text; prompt + response; prompt + responses; prompt + chosen + rejected; or chosen +
     rejected; with --format, whatever that format has. It is written back with "score", or with "scores" in the row's
-    own order where it holds several.
+    own order where it holds several; after --best-of with the best "response", its "score" and "best_index", and
+    "scores".
 
-    Example: xrlhf score reward_hf --data answers.jsonl --out scored.jsonl
+    Examples:
+
+      xrlhf score reward_hf --data answers.jsonl --out scored.jsonl
+
+      xrlhf score reward_hf --data samples.jsonl --out best.jsonl --best-of
     """
     from xrlhf.devices import find_device
-    from xrlhf.errors import ConfigError
     from xrlhf.evaluation.rows import format_map_fn
     from xrlhf.evaluation.score_file import score_file
     from xrlhf.evaluation.scorer import Scorer
 
     if format_options and format_name is None:
         raise ConfigError("--format-option belongs to a format: name it with --format")
+    rows = None if best_of is None else _best_of(best_of)
     map_fn = format_map_fn(format_name, format_options or ()) if format_name is not None else None
     chosen = find_device(device)
     chosen.set_device(0)
@@ -63,8 +81,18 @@ def score(
         truncation=truncation,  # type: ignore[arg-type]
         token_budget=token_budget,
     )
-    summary = score_file(scorer, data, out, skip_bad=skip_bad, map_fn=map_fn)
+    summary = score_file(scorer, data, out, skip_bad=skip_bad, map_fn=map_fn, rows=rows)
     typer.echo(
         f"wrote {out}: {summary.num_scores} scores of {summary.num_rows} rows"
         + (f", {summary.num_bad} rows not scored" if summary.num_bad else "")
     )
+    if rows is not None:
+        typer.echo(rows.summary())
+
+
+def _best_of(text: str) -> BestOf:
+    from xrlhf.evaluation.scored_rows import BestOf
+
+    if text != ALL_RESPONSES and not text.isdecimal():
+        raise ConfigError(f"--best-of {text}: a whole number of responses may follow, or nothing for all of them")
+    return BestOf(None if text == ALL_RESPONSES else int(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from xrlhf.config.overrides import parse_value
@@ -23,7 +24,7 @@ from xrlhf.data.table import MapFn, map_row
 from xrlhf.errors import ConfigError
 from xrlhf.structures import Group, Message
 
-__all__ = ["LAYOUTS", "format_map_fn", "group_of_format", "is_single", "scorable_group"]
+__all__ = ["LAYOUTS", "ScorableRow", "format_map_fn", "is_single", "read_row", "responses_of", "scorable_group"]
 
 LAYOUTS = (
     "prompt + chosen + rejected",
@@ -42,6 +43,16 @@ _SEVERAL = ("prompt + chosen + rejected", "chosen + rejected", "prompt + respons
 def is_single(row: Mapping[str, Any]) -> bool:
     """Whether a row holds one conversation, so that it gets a ``score`` rather than a list of ``scores``."""
     return _layout(row) not in _SEVERAL
+
+
+def responses_of(row: Mapping[str, Any]) -> list[Any]:
+    """What a row that :func:`scorable_group` reads has in the place of each response, as it has it."""
+    layout = _layout(row)
+    if layout == "prompt + responses":
+        return list(row["responses"])
+    if layout in _SEVERAL:
+        return [row[name] for name in _PAIR]
+    return [row["response" if layout == "prompt + response" else str(layout)]]
 
 
 def _layout(row: Mapping[str, Any]) -> str | None:
@@ -120,13 +131,44 @@ def format_map_fn(name: str, options: Iterable[str] = ()) -> MapFn:
     return resolve_map_fn({"type": name if "." in name else find_format(name).name, **given})
 
 
-def group_of_format(raw: RawRow, map_fn: MapFn) -> Group | RowError:
-    """The answers of a row that is of a format, or the reason why they cannot be scored.
+@dataclass(frozen=True)
+class ScorableRow:
+    """What a row gives to score.
+
+    Args:
+        group: Its conversations, in the row's own order.
+        responses: What the row has in the place of each response, for those who choose among them.
+        is_single: Whether the row holds one conversation, so that it gets a ``score`` and no list of ``scores``.
+    """
+
+    group: Group
+    responses: list[Any]
+    is_single: bool
+
+
+def read_row(raw: RawRow, map_fn: MapFn | None = None) -> ScorableRow | RowError:
+    """The conversations of a row, or the reason why they cannot be scored.
 
     What training drops, a tie or a blank answer, can be scored all the same.
+
+    Args:
+        raw: The row.
+        map_fn: What reads it; None for the layouts of :data:`LAYOUTS`.
 
     Raises:
         DataError: The map function fails with anything but :class:`RowError`, or gives no group.
     """
-    found = map_row(raw, map_fn)
-    return found.group or found if isinstance(found, RowError) else found
+    if map_fn is not None:
+        found = map_row(raw, map_fn)
+        ranked = found.group or found if isinstance(found, RowError) else found
+        if isinstance(ranked, RowError):
+            return ranked
+        responses = ranked.in_row_order(ranked.responses)
+        return ScorableRow(Group(ranked.prompt, tuple(responses), meta=ranked.meta), responses, len(responses) == 1)
+    if isinstance(raw.value, RowError):
+        return raw.value
+    try:
+        group = scorable_group(raw.value)
+    except RowError as error:
+        return error
+    return ScorableRow(group, responses_of(raw.value), is_single(raw.value))
