@@ -22,8 +22,12 @@ from xrlhf.models import RewardModel, backbone_from_pretrained, load_tokenizer
 _base_ = "_base_/runtime.py"
 
 # ---------------------------------------------------------------- 1 Settings
+# The log names the commits that were read: put them here, and a later run reads the same ones.
 seed = 0
 pretrained_model_name_or_path = "internlm/internlm2-chat-1_8b-sft"
+revision = None
+data_path = "argilla/ultrafeedback-binarized-preferences-cleaned"
+data_revision = None
 work_dir = "work_dirs/internlm2_1_8b_reward"
 reward_token = "[UNUSED_TOKEN_130]"
 max_length = 2048
@@ -35,23 +39,24 @@ lr = 2e-5
 warmup_share = 0.03
 max_grad_norm = 1.0
 precision = "bfloat16"
+gradient_checkpointing = True
 barrier_weight = 0.01
 
 # ---------------------------------------------------------------- 2 Model and loss
-tokenizer = dict(type=load_tokenizer, path=pretrained_model_name_or_path, ending=reward_token)
+tokenizer = dict(type=load_tokenizer, path=pretrained_model_name_or_path, revision=revision, ending=reward_token)
 model = dict(
     type=RewardModel,
-    backbone=dict(type=backbone_from_pretrained, path=pretrained_model_name_or_path),
+    backbone=dict(type=backbone_from_pretrained, path=pretrained_model_name_or_path, revision=revision),
     loss=dict(type=FocalRankingLoss, gamma=2.0),
     penalty=dict(type=LogBarrierPenalty, weight=barrier_weight),
     precision=precision,
-    gradient_checkpointing=True,
+    gradient_checkpointing=gradient_checkpointing,
 )
 
 # ---------------------------------------------------------------- 3 Data
 sources = [
     dict(
-        source=dict(type=HubSource, path="argilla/ultrafeedback-binarized-preferences-cleaned", split="train"),
+        source=dict(type=HubSource, path=data_path, split="train", revision=data_revision),
         map_fn=ultrafeedback_cleaned_map_fn,
     )
 ]
@@ -79,7 +84,7 @@ val_dataloader = dict(
 
 # ---------------------------------------------------------------- 4 Optimizer and schedule
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.01),
+    optimizer=dict(type=AdamW, lr=lr, betas=(0.9, 0.999), weight_decay=0.0),
     max_grad_norm=max_grad_norm,
 )
 param_scheduler = [

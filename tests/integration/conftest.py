@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-# Tests import finished_run by its name.
+# Tests import finished_run and tiny_models by their names.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from finished_run import FinishedRun
 

@@ -1,0 +1,253 @@
+"""Every recipe that reads a hub, built and stepped as shipped, with a tiny model of its architecture and a few rows.
+
+Only names change: the model's becomes a folder with a random one of the same architecture and a tokenizer of the same
+habits, the data set's a folder of rows with its columns. Folds get larger shares, since the rows are few.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tiny_models import CHATML, FAMILIES, TINY, byte_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xrlhf.cli.options import INJECTED
+from xrlhf.config import check_recipe, find_recipe, list_recipes, load_recipe
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.build import build_runner, build_tokenizer
+
+ROWS = 24
+STEPS = 3
+EOT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+LN2 = math.log(2)
+FOCAL = LN2 - 0.04 * math.log(5)
+
+
+def ask(number: int) -> str:
+    return f"What is {number} plus {number}?"
+
+
+def say(number: int, good: bool) -> str:
+    return f"It is {2 * number}." if good else "Why would I know?"
+
+
+def messages(number: int, good: bool) -> list[dict[str, str]]:
+    return [{"role": "user", "content": ask(number)}, {"role": "assistant", "content": say(number, good)}]
+
+
+def transcript(number: int, good: bool) -> str:
+    return f"\n\nHuman: {ask(number)}\n\nAssistant: {say(number, good)}"
+
+
+LAYOUTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "Anthropic/hh-rlhf": lambda i: {"chosen": transcript(i, True), "rejected": transcript(i, False)},
+    "Intel/orca_dpo_pairs": lambda i: {
+        "system": "You are a calculator." if i % 2 else "",
+        "question": ask(i),
+        "chosen": say(i, True),
+        "rejected": say(i, False),
+    },
+    "hendrydong/preference_700K": lambda i: {
+        "chosen": messages(i, True),
+        "rejected": messages(i, False),
+        "chosen_score": 1.0,
+        "rejected_score": 1.0,
+    },
+    "argilla/ultrafeedback-binarized-preferences-cleaned": lambda i: {
+        "source": "sums",
+        "prompt": ask(i),
+        "chosen": messages(i, True),
+        "chosen-rating": 5.0,
+        "chosen-model": "a",
+        "rejected": messages(i, False),
+        "rejected-rating": 1.0,
+        "rejected-model": "b",
+    },
+    "Skywork/Skywork-Reward-Preference-80K-v0.2": lambda i: {
+        "chosen": messages(i, True),
+        "rejected": messages(i, False),
+        "source": "sums",
+    },
+}
+"""A row of every data set, by its name on the hub (columns as its card has them)."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A tiny model in the place of a published one.
+
+    Args:
+        model_type: Its architecture.
+        template: The chat template of its tokenizer; None for a base that has none.
+        special: Special tokens of the tokenizer that matter.
+        config: What its config has beside the usual sizes.
+    """
+
+    model_type: str
+    template: str | None = CHATML
+    special: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+INTERNLM2 = "internlm2" if importlib.util.find_spec("xrlhf.models.internlm2") else "llama"
+STAND_INS = {
+    # As OPT-350M has it: smaller embeddings than layers, norms behind the blocks.
+    "facebook/opt-350m": StandIn(
+        "opt", None, config={"word_embed_proj_dim": 16, "do_layer_norm_before": False, "dropout": 0.1}
+    ),
+    "meta-llama/Llama-2-7b-hf": StandIn("llama", None, {"bos_token": "<s>", "pad_token": None}),
+    "google/gemma-2b-it": StandIn("gemma", config={"num_key_value_heads": 1}),
+    "meta-llama/Meta-Llama-3-8B-Instruct": StandIn("llama", EOT, {"pad_token": None}),
+    "internlm/internlm2-chat-1_8b-sft": StandIn(INTERNLM2),
+    "Qwen/Qwen3-1.7B": StandIn("qwen3", config={"tie_word_embeddings": True}),
+    "meta-llama/Llama-3.2-3B-Instruct": StandIn("llama", EOT, {"pad_token": None}),
+    "google/gemma-3-1b-it": StandIn("gemma3_text", config={"sliding_window": 32}),
+}
+
+ON_THE_HUB = [name for name in list_recipes() if not name.startswith("tiny_") and name != "own_data_reward"]
+
+
+def base_of(recipe: Any) -> str:
+    return str(recipe.model.backbone.path)
+
+
+def save_stand_in(name: str, folder: Path) -> None:
+    stand_in = STAND_INS[name]
+    options = {**TINY, **FAMILIES[stand_in.model_type], "max_position_embeddings": 4096, **stand_in.config}
+    options = {key: value for key, value in options.items() if value is not None}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(stand_in.model_type, **options)).save_pretrained(folder)
+    byte_tokenizer(stand_in.template, **stand_in.special).save_pretrained(folder)
+
+
+def save_rows(name: str, folder: Path) -> None:
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines = [json.dumps(LAYOUTS[name](i)) + "\n" for i in range(ROWS)]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A shipped recipe with stand-ins for what is on the hub, two steps long."""
+    monkeypatch.setenv("XRLHF_CACHE", str(tmp_path / "tables"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    datasets.disable_progress_bars()
+
+    def load(name: str) -> Any:
+        file = find_recipe(name)
+        shipped = load_recipe(file)
+        save_stand_in(base_of(shipped), tmp_path / "model")
+        save_rows(shipped.data_path, tmp_path / "rows")
+        base = "pretrained" if "pretrained" in shipped else "pretrained_model_name_or_path"
+        options = [f"{base}={tmp_path / 'model'}", f"data_path={tmp_path / 'rows'}", f"work_dir={tmp_path / name}"]
+        sections = ("train_dataloader", "val_dataloader")
+        options += [f"{section}.dataset.fold.count=3" for section in sections if "fold" in shipped[section].dataset]
+        options += ["groups_per_step=4", f"train_cfg.max_steps={STEPS}", "train_cfg.max_epochs=None"]
+        recipe = load_recipe(file, [*options, "default_hooks.logger.interval=1"])
+        check_recipe(recipe, INJECTED)
+        return recipe
+
+    return load
+
+
+def test_every_recipe_of_the_hub_has_its_stand_ins() -> None:
+    recipes = [load_recipe(find_recipe(name)) for name in ON_THE_HUB]
+    assert {base_of(recipe) for recipe in recipes} == STAND_INS.keys()
+    assert {recipe.data_path for recipe in recipes} == LAYOUTS.keys()
+
+
+@pytest.mark.usefixtures("package_logger")
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_it_steps(name: str, shrunk: Callable[[str], Any], tmp_path: Path) -> None:
+    recipe = shrunk(name)
+    runner = build_runner(recipe, device=CpuDevice())
+    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    runner.train()
+    logged = [
+        json.loads(line)
+        for path in (tmp_path / name).glob("*/vis_data/scalars.json")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    expected = FOCAL if "internlm2" in name else LN2
+    assert losses[0] == pytest.approx(expected, abs=1e-4)
+    assert len(losses) == STEPS
+    assert all(math.isfinite(loss) for loss in losses)
+    assert (tmp_path / name / f"iter_{STEPS}.pth").is_file()
+    report = json.loads((tmp_path / name / "data_report.json").read_text(encoding="utf-8"))
+    assert [next(iter(report[split].values()))["left_out"] for split in ("train", "val")] == [{}, {}]
+    after = runner.strategy.module.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    head = {key for key in after if ".score" in key or ".v_head" in key}
+    assert changed & head
+    # Adapters leave everything else as it was; all weights move otherwise (a bias that scores do not see may not).
+    if "lora" in name:
+        assert all("lora_" in key or key in head or "trainable_tokens" in key for key in changed)
+    else:
+        assert len(changed) > 0.8 * len(after)
+
+
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_the_scored_token_is_the_end_of_the_conversation(name: str, shrunk: Callable[[str], Any]) -> None:
+    """A token of its own that is not padding: not the newline behind it, not what comes before the padding."""
+    recipe = shrunk(name)
+    tokenizer = build_tokenizer(recipe)
+    text = tokenizer.apply_chat_template(messages(1, True), tokenize=False)
+    ids = tokenizer(text)["input_ids"]
+    ending = recipe.tokenizer.get("ending")
+    expected = tokenizer.eos_token if ending in (None, "eos") else ending
+    assert tokenizer.convert_ids_to_tokens(ids[-1]) == expected
+    assert tokenizer.pad_token_id not in ids
+    assert tokenizer.convert_tokens_to_ids(tokenizer.pad_token) == tokenizer.pad_token_id
+
+
+def test_the_templates_of_bases_without_one_write_what_the_examples_wrote(shrunk: Callable[[str], Any]) -> None:
+    tokenizer = build_tokenizer(shrunk("opt_350m_reward"))
+    assert tokenizer.apply_chat_template(messages(1, True), tokenize=False) == transcript(1, True) + "<|im_end|>"
+    prompt = tokenizer.apply_chat_template(messages(1, True)[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == f"\n\nHuman: {ask(1)}\n\nAssistant:"
+
+
+def test_the_question_and_answer_template(shrunk: Callable[[str], Any]) -> None:
+    tokenizer = build_tokenizer(shrunk("llama2_7b_reward_lora"))
+    system = [{"role": "system", "content": "S"}, *messages(1, True)]
+    assert tokenizer.apply_chat_template(system, tokenize=False) == (
+        f"<s>S\n\nQuestion: {ask(1)}\n\nAnswer: {say(1, True)}<|im_end|>"
+    )
+    prompt = tokenizer.apply_chat_template(messages(1, True)[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == f"<s>Question: {ask(1)}\n\nAnswer: "
+
+
+@pytest.mark.usefixtures("package_logger")
+@pytest.mark.parametrize("name", ["gemma_2b_reward", "llama3_8b_reward", "qwen3_1_7b_reward"])
+def test_the_options_that_the_headers_show(name: str, shrunk: Callable[[str], Any], tmp_path: Path) -> None:
+    """Adapters on a base in bfloat16, as the headers have them on the command line."""
+    header = find_recipe(name).read_text(encoding="utf-8").split('"""')[1]
+    prefix = "model." if "model.lora" in header else ""
+    dtype = f"{'model.backbone.' if prefix else ''}dtype=bfloat16"
+    lora = f'{prefix}lora="{{r: 64, lora_alpha: 128}}"'
+    assert dtype in header
+    assert lora in header
+    shrunk(name)
+    options = [dtype, lora.replace('"', ""), "lr=1e-4", f"pretrained={tmp_path / 'model'}"]
+    options += [f"data_path={tmp_path / 'rows'}", f"work_dir={tmp_path / 'lora'}", "groups_per_step=4"]
+    options += ["train_cfg.max_steps=1", "train_cfg.max_epochs=None", "val_dataloader=None"]
+    recipe = load_recipe(find_recipe(name), options)
+    check_recipe(recipe, INJECTED)
+    assert recipe.model.lora == {"r": 64, "lora_alpha": 128}
+    assert recipe.optim_wrapper.optimizer.lr == 1e-4
+    runner = build_runner(recipe, device=CpuDevice())
+    runner.train()
+    weights = {key: value.dtype for key, value in runner.strategy.module.state_dict().items()}
+    assert {dtype for key, dtype in weights.items() if "lora_" in key} == {torch.float32}
+    assert torch.bfloat16 in {dtype for key, dtype in weights.items() if "base_layer" in key}
