@@ -55,6 +55,7 @@ def test_there_is_a_section_for_every_recipe_of_a_pipeline() -> None:
         "llama3_8b_reward",
         "internlm2_1_8b_reward",
         "internlm2_1_8b_reward_varlen",
+        "internlm2_1_8b_reward_qlora",
     }
 
 
