@@ -83,6 +83,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
     "bert": {"num_key_value_heads": None},
+    "internlm2": {"bias": False, "rms_norm_eps": 1e-5, "reward_token_id": 300},
 }
 """What the config of each family has beside the sizes of TINY; None where it lacks one of them."""
 

@@ -133,7 +133,7 @@ def test_layers_without_pairs_of_tokens() -> None:
     assert matrix_flops(model).per_attended_token == {None: 12 * 2 * 2 * 4}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gpt_neox", "phi3", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gpt_neox", "phi3", "mixtral", "internlm2"])
 def test_torch_counts_the_same(family: str) -> None:
     """Forward and backward of the backbone alone on 11 tokens, where every token is multiplied with every other.
 

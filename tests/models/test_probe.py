@@ -16,7 +16,18 @@ from xrlhf.models.loading import score_head
 from xrlhf.models.probe import check_packing, check_padding, choose_layout
 from xrlhf.models.reward_model import RewardModel
 
-PACKING_FAMILIES = ["llama", "qwen2", "opt", "gpt2", "gpt_neox", "mixtral", "gemma2", "gemma3_text", "gpt_oss"]
+PACKING_FAMILIES = [
+    "llama",
+    "qwen2",
+    "opt",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "internlm2",
+]
 
 
 @pytest.mark.parametrize("family", PACKING_FAMILIES)

@@ -39,7 +39,10 @@ from xrlhf.models.tokenizer import prepare_tokenizer
 from xrlhf.structures import PackedBatch, TokenizedGroup
 
 PACKING_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "gemma"]},
+    **{
+        family: (family, {})
+        for family in ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "gemma", "internlm2"]
+    },
     **{family: (family, {}) for family in ["gemma2", "gemma3_text", "gpt_oss", "mixtral", "mistral"]},
     "mistral, a window": ("mistral", {"sliding_window": 6}),
     "qwen2, a window in one layer": (

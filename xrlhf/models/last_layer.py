@@ -19,8 +19,8 @@ from xrlhf.structures import SegmentLayout
 
 __all__ = ["ShortLastLayer", "read_index", "shortened_module"]
 
-_FEED_FORWARD = "mlp"
-"""What transformers calls it in nearly every family."""
+_FEED_FORWARDS = ("mlp", "feed_forward")
+"""What it is called: in nearly every family of transformers, and in InternLM2."""
 
 
 def read_index(segments: SegmentLayout, device: torch.device) -> Tensor:
@@ -32,7 +32,7 @@ class ShortLastLayer:
     """Hooks in the last layer, which act in calls that name the tokens to be read (the keyword ``read_index``).
 
     Args:
-        model: A model whose layers have a feed-forward called ``mlp``; any other is left as it is.
+        model: A model whose layers have a feed-forward called ``mlp`` or ``feed_forward``; any other is left as it is.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -42,7 +42,9 @@ class ShortLastLayer:
         layers = decoder_layers(model)
         parts = list(layers[-1].children()) if layers else []
         attention = next((part for part in parts if "Attention" in type(part).__name__), None)
-        feed_forward = getattr(layers[-1], _FEED_FORWARD, None) if layers else None
+        feed_forward = next(
+            (getattr(layers[-1], name) for name in _FEED_FORWARDS if layers and hasattr(layers[-1], name)), None
+        )
         if attention is not None and isinstance(feed_forward, nn.Module):
             self._handles = [
                 # Attention comes before it, and is called again, with the same keywords, where activations are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from transformers import (
 
 from xrlhf.errors import ModelError, error_line
 from xrlhf.models.heads import head_of_config
+from xrlhf.models.internlm2 import register_internlm2
 from xrlhf.models.location import loading_error, pretrained_location
 from xrlhf.registry import MODELS
 
@@ -37,7 +39,7 @@ __all__ = [
 
 logger = logging.getLogger("xrlhf")
 
-_HEAD_NAMES = ("score", "classifier")
+_HEAD_NAMES = ("score", "classifier", "v_head")
 _NEVER_READ = ("*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.tflite", "*.pth")
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -93,6 +95,7 @@ def backbone_from_pretrained(
         adapter = (Path(location) / "adapter_config.json").is_file()
         found = "a LoRA adapter: merge it into its base model first" if adapter else "no config.json"
         raise ModelError(f"no model could be loaded from {path!r}: it holds {found}")
+    register_internlm2()
     try:
         if num_outputs is None:
             config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
@@ -125,6 +128,11 @@ def backbone_from_pretrained(
         wanted = "one score: a reward model has num_labels=1" if num_outputs == 1 else f"{num_outputs} attributes"
         raise ModelError(f"{path!r} has a {head_name} head that does not give {wanted}")
     if any(_is_of(head_name, key) for key in missing):
+        if type(model).__name__ in (model.config.architectures or ()):
+            raise ModelError(
+                f"{path!r} says it is a {type(model).__name__}, but its weights hold no {head_name} head: a part of "
+                "them is missing"
+            )
         if require_head:
             raise ModelError(f"{path!r} holds no {head_name} head: it is a language model, not a reward model")
         _init_head(head, head_init)
@@ -152,6 +160,7 @@ def backbone_from_config(
     weights_dtype = torch_dtype(dtype)
     if config.pop("num_labels", 1) != 1:
         raise ModelError("a reward model gives one score: leave num_labels out (several attributes: model.head)")
+    register_internlm2()
     try:
         built = AutoConfig.for_model(model_type, num_labels=num_outputs, **config)
     except Exception as error:
@@ -172,6 +181,7 @@ def _check_fields(built: PreTrainedConfig, given: dict[str, Any]) -> None:
     if not dataclasses.is_dataclass(built):
         return
     known = {field.name for field in dataclasses.fields(built)} | set(built.attribute_map)
+    known |= set(inspect.signature(type(built).__init__).parameters)
     taken_over = set(getattr(built, "rope_parameters", None) or ())
     for name in given:
         # Older names, such as rope_theta, move into a field; most of them leave no attribute of their own.

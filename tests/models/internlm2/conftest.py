@@ -1,0 +1,10 @@
+"""Puts tiny_models, internlm2_reference, environments and peer_env on the path of this folder's tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools" / "bench")]
