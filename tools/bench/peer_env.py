@@ -1,4 +1,4 @@
-"""Environments of the peers that benchmarks run against: made once, with pinned versions."""
+"""Environments of their own, made once, with pinned versions: peers that benchmarks run against, readers of exports."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["trl_python"]
+__all__ = ["environment_python", "trl_python"]
 
 
-def _peer_python(name: str, requirements: list[str], folder: Path) -> Path:
+def environment_python(name: str, requirements: list[str], folder: Path) -> Path:
     """The interpreter of a virtual environment that holds ``requirements``; made at the first call.
 
     Args:
@@ -42,4 +42,4 @@ def trl_python(folder: Path) -> Path:
         subprocess.CalledProcessError: A package cannot be installed.
     """
     release = torch.__version__.split("+")[0]
-    return _peer_python("trl", [f"torch=={release}", "trl==1.16.0", "transformers==5.23.0"], folder)
+    return environment_python("trl", [f"torch=={release}", "trl==1.16.0", "transformers==5.23.0"], folder)

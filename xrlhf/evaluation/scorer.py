@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.data.encoding import GroupEncoder, Truncation
 from xrlhf.data.packing import pack
@@ -14,9 +14,10 @@ from xrlhf.data.plan import plan_whole_set
 from xrlhf.data.reasons import RowError
 from xrlhf.devices import Device, find_device
 from xrlhf.errors import ModelError
+from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import backbone_from_pretrained, check_vocabulary
 from xrlhf.models.reward_model import RewardModel
-from xrlhf.models.tokenizer import read_tokenizer
+from xrlhf.models.tokenizer import read_tokenizer, set_ending
 from xrlhf.structures import Group, TokenizedGroup
 
 __all__ = ["Scorer"]
@@ -82,6 +83,7 @@ class Scorer:
         backbone = backbone_from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, require_head=True)
         tokenizer = read_tokenizer(path, trust_remote_code=trust_remote_code)
         check_vocabulary(backbone, tokenizer)
+        _end_with_reward_token(backbone, tokenizer)
         model = RewardModel(backbone).to(device.torch_device).eval()
         return cls(model, tokenizer, device, max_length=max_length, truncation=truncation, token_budget=token_budget)
 
@@ -122,3 +124,17 @@ class Scorer:
                 index, group = usable[int(member)]
                 results[index] = row[: len(group.response_ids)]
         return results
+
+
+def _end_with_reward_token(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let conversations end with the token that the model's config names, as published InternLM2 models are read."""
+    if not isinstance(backbone, InternLM2ForRewardModel) or tokenizer.chat_template is None:
+        return
+    index = backbone.config.reward_token_id
+    token = next((token for token, found in tokenizer.get_vocab().items() if found == index), None)
+    if token is None:
+        raise ModelError(
+            f"config.json has reward_token_id {index}, which is no token of the tokenizer beside it: set it to the "
+            "token that conversations were trained to end with"
+        )
+    set_ending(tokenizer, token)

@@ -13,11 +13,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from xrlhf.errors import ModelError, error_line
+from xrlhf.models.internlm2.registration import register_internlm2
+from xrlhf.models.internlm2.tokenizer import TOKENIZER_CLASSES, read_internlm2_tokenizer
 from xrlhf.models.location import loading_error, pretrained_location
 from xrlhf.models.templates import TEMPLATES, give_template
 from xrlhf.registry import TOKENIZERS
 
-__all__ = ["load_tokenizer", "prepare_tokenizer", "read_tokenizer", "template_with_ending"]
+__all__ = [
+    "ending_id",
+    "load_tokenizer",
+    "prepare_tokenizer",
+    "read_tokenizer",
+    "set_ending",
+    "template_with_ending",
+]
 
 logger = logging.getLogger("xrlhf")
 
@@ -83,11 +92,17 @@ def read_tokenizer(
     try:
         if _is_tokenizer_file(file):
             return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast(tokenizer_file=location))
+        settings = get_tokenizer_config(location, revision=revision)
+        declared = settings.get("tokenizer_class")
+        if declared in TOKENIZER_CLASSES:
+            return read_internlm2_tokenizer(location, settings, revision=revision)
+        register_internlm2()
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
-        declared = get_tokenizer_config(location, revision=revision).get("tokenizer_class")
         # For some model types AutoTokenizer overrules the files with a class of its own, which splits text otherwise.
         if declared in _GENERIC_CLASSES and type(tokenizer).__name__ not in _GENERIC_CLASSES:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(location, revision=revision or "main")
+    except ModelError:
+        raise
     except Exception as error:
         raise loading_error(error, "tokenizer", path, revision=revision, hub=hub) from error
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -150,7 +165,7 @@ def prepare_tokenizer(
             "choose another pad_token"
         )
     if ending is not None:
-        _set_ending(tokenizer, ending)
+        set_ending(tokenizer, ending)
     if tokenizer.chat_template is not None:
         _add_nothing_to_rendered_text(tokenizer)
         if _rendered_ids(tokenizer)[-1] == tokenizer.pad_token_id:
@@ -166,7 +181,16 @@ def prepare_tokenizer(
     return tokenizer
 
 
-def _set_ending(tokenizer: PreTrainedTokenizerBase, ending: str) -> None:
+def set_ending(tokenizer: PreTrainedTokenizerBase, ending: str) -> None:
+    """Let the chat template end every conversation with a token, in place.
+
+    Args:
+        tokenizer: One with a chat template.
+        ending: ``"eos"`` or the token itself, which becomes a special token unless a text that names it gives it.
+
+    Raises:
+        ModelError: No template or no EOS, or the token cannot end a conversation.
+    """
     if tokenizer.chat_template is None:
         raise ModelError(f"ending={ending!r} needs a chat template, and the tokenizer has none: set chat_template")
     token = ending
@@ -176,7 +200,7 @@ def _set_ending(tokenizer: PreTrainedTokenizerBase, ending: str) -> None:
         token = str(tokenizer.eos_token)
     elif not ending.strip():
         raise ModelError("ending must be 'eos' or a token, got blank text")
-    elif ending not in tokenizer.get_vocab():
+    elif not _is_one_token(tokenizer, ending):
         tokenizer.add_special_tokens({"extra_special_tokens": [ending]}, replace_extra_special_tokens=False)
     if token == tokenizer.pad_token:
         raise ModelError(f"ending {token!r} is the pad token: choose another")
@@ -185,6 +209,21 @@ def _set_ending(tokenizer: PreTrainedTokenizerBase, ending: str) -> None:
         tokenizer.chat_template = template_with_ending(tokenizer.get_chat_template(), token)
     if _rendered_ids(tokenizer)[-1] != token_id:
         raise ModelError(f"ending {token!r} is not read back as one token at the end of a conversation: choose another")
+
+
+def ending_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that the chat template writes last, where a conversation is scored.
+
+    Raises:
+        ModelError: The template cannot render a conversation.
+    """
+    return _rendered_ids(tokenizer)[-1]
+
+
+def _is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether ``text`` is in the vocabulary and read as that token; pieces that are only left over are not."""
+    index = tokenizer.get_vocab().get(text)
+    return index is not None and list(tokenizer(text, add_special_tokens=False)["input_ids"]) == [index]
 
 
 def template_with_ending(template: str, ending: str) -> str:
