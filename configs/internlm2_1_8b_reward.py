@@ -6,7 +6,8 @@ Needs:   one 80 GiB GPU, or eight smaller ones
 Expect:  a loss of 0.629 at step 1 (focal ln 2 less the barrier's 0.04 ln 5), falling; accuracy from 0.50 rising
 
 One optimizer step is 64 pairs (XTuner: 4 pairs an iteration, 16 accumulated). Weights are held in float32 under
-bfloat16 autocast; the reward token is the one the published InternLM2 reward models use.
+bfloat16 autocast; the reward token is the one the published InternLM2 reward models use. No remote code runs: the
+architecture is the package's own, and `xrlhf convert pth_to_hf` writes an InternLM2ForRewardModel.
 """
 
 from mmengine.optim import CosineAnnealingLR, LinearLR
@@ -30,6 +31,7 @@ data_path = "argilla/ultrafeedback-binarized-preferences-cleaned"
 data_revision = None
 work_dir = "work_dirs/internlm2_1_8b_reward"
 reward_token = "[UNUSED_TOKEN_130]"
+pad_token = "[UNUSED_TOKEN_131]"
 max_length = 2048
 truncation = "prompt"
 groups_per_step = 64
@@ -43,7 +45,13 @@ gradient_checkpointing = True
 barrier_weight = 0.01
 
 # ---------------------------------------------------------------- 2 Model and loss
-tokenizer = dict(type=load_tokenizer, path=pretrained_model_name_or_path, revision=revision, ending=reward_token)
+tokenizer = dict(
+    type=load_tokenizer,
+    path=pretrained_model_name_or_path,
+    revision=revision,
+    ending=reward_token,
+    pad_token=pad_token,
+)
 model = dict(
     type=RewardModel,
     backbone=dict(type=backbone_from_pretrained, path=pretrained_model_name_or_path, revision=revision),

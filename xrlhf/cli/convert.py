@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -29,6 +29,13 @@ def pth_to_hf(
     keep_attributes: Annotated[
         bool, typer.Option("--keep-attributes", help="One label for each attribute in place of their weighted sum.")
     ] = False,
+    architecture: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="CLASS",
+            help="For InternLM2: LlamaForSequenceClassification, which loaders know, in place of its own class.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     cfg_options: CfgOptions = None,
 ) -> None:
@@ -38,8 +45,15 @@ def pth_to_hf(
     """
     recipe = read_recipe(config, cfg_options, overrides)
     from xrlhf.export import export_checkpoint
+    from xrlhf.export.directory import loading_call
 
     export_checkpoint(
-        recipe, checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, keep_attributes=keep_attributes
+        recipe,
+        checkpoint,
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        keep_attributes=keep_attributes,
+        architecture=architecture,
     )
-    typer.echo(f"wrote {out}: load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})")
+    typer.echo(f"wrote {out}: load it with {loading_call(out)}")

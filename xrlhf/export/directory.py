@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from xrlhf.errors import UserError
 
-__all__ = ["check_new_directory", "new_directory"]
+__all__ = ["check_new_directory", "loading_call", "new_directory"]
 
 
 def check_new_directory(path: Path) -> None:
@@ -50,6 +51,14 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def loading_call(folder: Path) -> str:
+    """How transformers loads an exported reward model, as Python."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config:
+        return f"AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+    return f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
 
 
 def _umask() -> int:

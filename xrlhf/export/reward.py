@@ -18,7 +18,9 @@ from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
+from xrlhf.export.internlm2 import complete_internlm2, with_architecture
 from xrlhf.models.heads import AttributeHead, Head, describe_head
+from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import score_head, torch_dtype
 from xrlhf.models.reward_model import RewardModel
 
@@ -35,6 +37,7 @@ def export_checkpoint(
     dtype: str = "float32",
     max_shard_size: str = "5GB",
     keep_attributes: bool = False,
+    architecture: str | None = None,
 ) -> None:
     """Convert a checkpoint to a Hugging Face directory, adapters merged.
 
@@ -45,6 +48,7 @@ def export_checkpoint(
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.
         keep_attributes: As in :func:`save_reward_model`.
+        architecture: As in :func:`xrlhf.export.internlm2.with_architecture`.
 
     Raises:
         CheckpointError: The checkpoint is damaged or of another architecture.
@@ -59,7 +63,8 @@ def export_checkpoint(
         raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
     kept = _head_to_keep(model.head, keep_attributes)
-    _write(_merged(model), tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
+    written = with_architecture(_merged(model), architecture)
+    _write(written, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def save_reward_model(
@@ -70,6 +75,7 @@ def save_reward_model(
     dtype: str = "float32",
     max_shard_size: str = "5GB",
     keep_attributes: bool = False,
+    architecture: str | None = None,
 ) -> None:
     """Write a reward model and its tokenizer into ``out``, which appears only when it is complete.
 
@@ -88,6 +94,7 @@ def save_reward_model(
             the same order as ``attribute_weights`` into ``config.json``: :class:`~xrlhf.evaluation.scorer.Scorer` then
             gives the same score, and other tools the attributes. By default the weights are folded into a layer with
             one label, which every tool reads as the score.
+        architecture: As in :func:`xrlhf.export.internlm2.with_architecture`.
 
     Raises:
         ModelError: The tokenizer has no pad token of its own, the model's adapters cannot be merged, or it has no
@@ -97,7 +104,8 @@ def save_reward_model(
     check_new_directory(out)
     kept = _head_to_keep(model.head, keep_attributes)
     merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
-    _write(merged, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
+    written = with_architecture(merged, architecture)
+    _write(written, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def _head_to_keep(head: Head, keep_attributes: bool) -> AttributeHead | None:
@@ -157,6 +165,8 @@ def _write(
         tokenizer.save_pretrained(aside, save_jinja_files=False)
         _edit_json(aside / "config.json", lambda values: _with_older_keys(values, dtype))
         _edit_json(aside / "tokenizer_config.json", lambda values: _with_older_tokenizer_keys(values, tokenizer))
+        if isinstance(model, InternLM2ForRewardModel):
+            complete_internlm2(aside, tokenizer)
         _check_tokenizer(aside, tokenizer, config.model_type)
     logger.info("wrote %s to %s", type(model).__name__, out)
 
