@@ -94,7 +94,7 @@ def as_llama(model: InternLM2ForRewardModel) -> LlamaForSequenceClassification:
     rope["rope_type"] = rope.pop("type", rope["rope_type"])
     llama = LlamaForSequenceClassification(
         LlamaConfig(
-            **{name: getattr(config, name) for name in _SHARED} | {"num_labels": 1},
+            **{name: getattr(config, name) for name in _SHARED} | {"num_labels": model.v_head.out_features},
             attention_bias=config.bias,
             rope_parameters=rope,
         )
