@@ -82,6 +82,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8},
     "gemma3_text": {"head_dim": 8},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
+    "phi": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
     "bert": {"num_key_value_heads": None},
     "internlm2": {"bias": False, "rms_norm_eps": 1e-5, "reward_token_id": 300},
 }
@@ -101,6 +106,33 @@ def tiny_backbone(
         options["init_std"] = options.pop("initializer_range")
     options = {name: value for name, value in options.items() if value is not None}
     return backbone_from_config(model_type, head_init=head_init, **options)
+
+
+LORA_OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "all-linear": {"target_modules": "all-linear", "r": 4},
+    "a list": {"target_modules": ["q_proj", "v_proj"], "r": 4},
+    "a pattern": {"target_modules": r".*(q_proj|score)", "r": 4},
+    "the head as target": {"target_modules": ["q_proj", "score"], "r": 4},
+    "head named": {"target_modules": ["q_proj"], "modules_to_save": ["score"]},
+    "both heads named": {"target_modules": ["q_proj", "score"], "modules_to_save": ["score", "classifier"]},
+    "embedding beside it": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "one name": {"target_modules": ["q_proj"], "modules_to_save": "embed_tokens"},
+    "the embedding as target": {"target_modules": ["q_proj", "embed_tokens"], "r": 4},
+    "one layer": {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1], "r": 4},
+    "excluded": {"target_modules": "all-linear", "exclude_modules": ["k_proj"], "r": 4},
+    "ranks": {"target_modules": "all-linear", "r": 4, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 1}},
+    "task of another kind": {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"},
+    "dora": {"use_dora": True, "r": 4},
+    "rslora": {"use_rslora": True, "r": 4},
+    "dora and rslora": {"target_modules": ["q_proj"], "use_dora": True, "use_rslora": True},
+    "biases and dropout": {"target_modules": ["q_proj"], "bias": "all", "lora_dropout": 0.1},
+    "one token": {"target_modules": ["q_proj"], "trainable_token_indices": [7]},
+    "one token by name": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [7]}},
+    "pissa": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+    "gaussian": {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+}
+"""Adapters of every kind and target setting, for a Llama."""
 
 
 def random_groups(

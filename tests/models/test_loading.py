@@ -123,12 +123,6 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         backbone_from_pretrained(str(tmp_path))
 
 
-def test_an_adapter_is_named_as_one(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="it holds a LoRA adapter: merge it into its base model first"):
-        backbone_from_pretrained(str(tmp_path))
-
-
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model at '.*/nowhere': there is no such directory"):
         backbone_from_pretrained(str(tmp_path / "nowhere"))

@@ -248,7 +248,8 @@ class GroupEncoder:
         if self.tokenizer.chat_template is None:
             raise ModelError(
                 f"the tokenizer {self.tokenizer.name_or_path!r} has no chat template: give one in the recipe "
-                "(tokenizer=dict(..., chat_template=FILE)) or use plain-text rows (text_pair_map_fn)"
+                "(tokenizer=dict(..., chat_template=FILE)), put a chat_template.jinja beside a model to score with, or "
+                "use plain-text rows (text_pair_map_fn)"
             )
         options = {**self.chat_template_kwargs, **row_options}
         return cast(str, self.tokenizer.apply_chat_template(conversation, tokenize=False, **options))

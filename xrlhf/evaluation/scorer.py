@@ -14,6 +14,7 @@ from xrlhf.data.plan import plan_whole_set
 from xrlhf.data.reasons import RowError
 from xrlhf.devices import Device, find_device
 from xrlhf.errors import ModelError
+from xrlhf.models.adapters import tokenizer_location
 from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import backbone_from_pretrained, check_vocabulary
 from xrlhf.models.reward_model import RewardModel
@@ -72,7 +73,7 @@ class Scorer:
         token_budget: int = 16384,
         trust_remote_code: bool = False,
     ) -> Scorer:
-        """Load a reward model from a Hugging Face directory or the hub.
+        """Load a reward model, or an adapter with its head, from a Hugging Face directory or the hub.
 
         Raises:
             ModelError: Nothing loadable there, or the model has no score head of its own.
@@ -81,7 +82,7 @@ class Scorer:
             device = find_device()
             device.set_device(0)
         backbone = backbone_from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, require_head=True)
-        tokenizer = read_tokenizer(path, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(tokenizer_location(path), trust_remote_code=trust_remote_code)
         check_vocabulary(backbone, tokenizer)
         _end_with_reward_token(backbone, tokenizer)
         model = RewardModel(backbone).to(device.torch_device).eval()

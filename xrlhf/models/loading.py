@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -20,9 +21,12 @@ from transformers import (
 )
 
 from xrlhf.errors import ModelError, error_line
+from xrlhf.models.adapters import find_adapter, merge_adapter
+from xrlhf.models.embeddings import embedding_weight, grow_embeddings
 from xrlhf.models.heads import head_of_config
 from xrlhf.models.internlm2 import register_internlm2
 from xrlhf.models.location import loading_error, pretrained_location
+from xrlhf.models.quantised import keep_layout, quantisation_config
 from xrlhf.registry import MODELS
 
 __all__ = [
@@ -68,13 +72,15 @@ def backbone_from_pretrained(
     head_init: str = "zero",
     require_head: bool = False,
     num_outputs: int | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A causal or sequence-classification model as ``...ForSequenceClassification``, with one label as a rule.
 
-    A score head found in the checkpoint is kept; otherwise a new one is made.
+    A score head found in the checkpoint is kept; otherwise a new one is made. A LoRA adapter that was saved with its
+    head is loaded on the base that its config names, and merged into it.
 
     Args:
-        path: A Hugging Face directory or a hub name.
+        path: A Hugging Face directory or a hub name, of a model or of an adapter.
         dtype: Type the weights are held in. The default, float32 under autocast, trains most exactly.
         revision: Commit, tag or branch on the hub; its main branch if None. A commit keeps a recipe reproducible.
         hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
@@ -84,18 +90,43 @@ def backbone_from_pretrained(
         require_head: Refuse a checkpoint without a trained head, in place of making a new one.
         num_outputs: Labels, that is numbers for each response; a reward model sets it to what its head needs. None for
             the attributes that the directory was exported with, one score where it names none.
+        quantization: Options of :class:`transformers.BitsAndBytesConfig`, such as ``dict(load_in_4bit=True)``, to hold
+            the linear layers in 4 bits (NF4) or 8; adapters are then trained on them (QLoRA, arXiv 2305.14314). The
+            head stays in float32, and ``dtype`` is the type of what is not quantised.
 
     Raises:
         ModelError: Nothing loadable, an architecture without a score head, a head of another size, weights missing.
+        MissingExtraError: ``quantization`` without bitsandbytes installed.
+        DeviceError: ``quantization`` where bitsandbytes cannot compute.
     """
     _check_head_init(head_init)
     weights_dtype = torch_dtype(dtype)
     location = pretrained_location(path, "model", revision=revision, hub=hub, leave_out=_NEVER_READ)
-    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
-        adapter = (Path(location) / "adapter_config.json").is_file()
-        found = "a LoRA adapter: merge it into its base model first" if adapter else "no config.json"
-        raise ModelError(f"no model could be loaded from {path!r}: it holds {found}")
     register_internlm2()
+    adapter = find_adapter(location, revision)
+    if adapter is not None:
+        if quantization is not None:
+            raise ModelError(
+                f"{path!r} is an adapter, which cannot be put on a quantised base: merge it first with 'xrlhf convert "
+                "merge BASE ADAPTER OUT', and quantise OUT"
+            )
+        base = str(adapter.base_model_name_or_path)
+        try:
+            model = backbone_from_pretrained(
+                base, hub=hub, trust_remote_code=trust_remote_code, num_outputs=num_outputs
+            )
+        except ModelError as error:
+            raise ModelError(f"{path!r} is an adapter whose base cannot be loaded: {error}") from error
+        merged: nn.Module = merge_adapter(model, score_head(model, num_outputs or 1)[0], location, revision)
+        merged.to(weights_dtype)
+        head = score_head(cast(PreTrainedModel, merged), num_outputs or 1)[1]
+        head.float()
+        return cast(PreTrainedModel, merged)
+    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+        raise ModelError(f"no model could be loaded from {path!r}: it holds no config.json")
+    extra: dict[str, Any] = {}
+    if quantization is not None:
+        extra["quantization_config"] = quantisation_config(quantization, _HEAD_NAMES)
     try:
         if num_outputs is None:
             config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
@@ -108,11 +139,13 @@ def backbone_from_pretrained(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **extra,
         )
     except ModelError:
         raise
     except Exception as error:
         raise loading_error(error, "model", path, revision=revision, hub=hub) from error
+    keep_layout(model)
     head_name, head = score_head(model, num_outputs)
     missing = {str(key) for key in info["missing_keys"]}
     mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}
@@ -134,7 +167,10 @@ def backbone_from_pretrained(
                 "them is missing"
             )
         if require_head:
-            raise ModelError(f"{path!r} holds no {head_name} head: it is a language model, not a reward model")
+            raise ModelError(
+                f"{path!r} holds no {head_name} head: it is a language model, not a reward model; name what 'xrlhf "
+                "convert' wrote, or another model with a trained head"
+            )
         _init_head(head, head_init)
     head.float()
     return model
@@ -250,11 +286,6 @@ def _init_head(head: nn.Linear, how: str) -> None:
             head.bias.zero_()
 
 
-def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """(vocabulary, H): the input embeddings of a model."""
-    return cast(Tensor, model.get_input_embeddings().weight)
-
-
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of a model, the first one first; empty where the model does not say which modules they are."""
     names = model._no_split_modules or ()
@@ -289,10 +320,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     rows = len(embedding_weight(model))
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
-        model.resize_token_embeddings(largest + 1, mean_resizing=False)
-        with torch.no_grad():
-            weight = embedding_weight(model)
-            weight[rows:] = weight[:rows].mean(dim=0)
+        grow_embeddings(model, largest + 1)
         new_tokens = ", ".join(tokenizer.xrlhf_new_tokens)
         logger.info("grew the embeddings from %d to %d rows for %s", rows, largest + 1, new_tokens)
     model.config.pad_token_id = tokenizer.pad_token_id

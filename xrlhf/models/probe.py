@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from xrlhf.data.packing import pack
 from xrlhf.data.padding import unpack
 from xrlhf.errors import ModelError, error_line
+from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.last_layer import ShortLastLayer
-from xrlhf.models.loading import embedding_weight
+from xrlhf.models.quantised import is_quantised
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
 
@@ -116,7 +117,7 @@ def check_packing(model: PreTrainedModel, head: nn.Module | None = None) -> None
             if model.config._attn_implementation != before:
                 model.set_attn_implementation(before or "eager")
     difference = _difference(model, packed, alone)
-    if not difference <= _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
+    if not difference <= _tolerance(model):
         raise ModelError(
             f"{name} gives other hidden states when groups are packed (relative difference {difference:.2g}), so "
             "training on packed groups would be wrong for it"
@@ -149,11 +150,16 @@ def check_padding(model: PreTrainedModel, head: nn.Module | None = None, *, stat
         except _MODEL_FAILURES as error:
             raise ModelError(f"{name} cannot be trained on padded rows: {error_line(error)}") from error
     difference = _difference(model, padded, alone)
-    if not difference <= _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
+    if not difference <= _tolerance(model):
         raise ModelError(
             f"{name} gives other hidden states when rows are padded on the right, or changes them before its head "
             f"reads them (relative difference {difference:.2g}), so it cannot be a reward model here"
         )
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    # 8-bit layers round what they read as well, over all rows of a batch together.
+    return _LOW_PRECISION_TOLERANCE if is_quantised(model) else _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
 
 
 @contextlib.contextmanager

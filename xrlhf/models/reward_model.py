@@ -22,6 +22,7 @@ from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
 from xrlhf.models.probe import choose_layout
+from xrlhf.models.quantised import is_quantised
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import LOSSES, MODELS
 from xrlhf.structures import LossOutput, PackedBatch
@@ -46,7 +47,8 @@ class RewardModel(nn.Module):
         head: What the outputs of the score layer are, built or as a dict:
             :class:`~xrlhf.models.heads.AttributeHead` for several attributes. None for what the backbone's config
             says, which is one score unless it was exported with its attributes.
-        lora: Options of :class:`peft.LoraConfig` to train adapters and the head instead of all weights.
+        lora: Options of :class:`peft.LoraConfig` to train adapters, the head and the rows of added tokens instead of
+            all weights; the only way to train a quantised backbone.
         precision: ``"float32"``, or ``"bfloat16"`` / ``"float16"`` for autocast around the backbone; the head always
             computes in float32. Training, validation and scoring share it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
@@ -116,7 +118,11 @@ class RewardModel(nn.Module):
             enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.uses_lora = lora is not None
-        self.backbone: nn.Module = backbone if lora is None else add_lora(backbone, self.head_name, lora)
+        if lora is None and loss is not None and is_quantised(backbone):
+            raise ModelError("a quantised base is trained through adapters only: give lora=dict(...), or leave it out")
+        self.backbone: nn.Module = (
+            backbone if lora is None else add_lora(backbone, self.head_name, lora, _new_token_ids(tokenizer))
+        )
         if compile:
             _compile_layers(self.hf_model)
         self.loss = None if loss is None else _build_loss(loss)
@@ -234,6 +240,16 @@ class RewardModel(nn.Module):
         if not self.hf_model.config._name_or_path or not base_is_untouched(self.backbone):
             return names
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids of the tokens that the project added and that are read: padding is not."""
+    new_tokens = getattr(tokenizer, "xrlhf_new_tokens", [])
+    return [
+        tokenizer.convert_tokens_to_ids(token)  # type: ignore[union-attr]
+        for token in new_tokens
+        if token != tokenizer.pad_token  # type: ignore[union-attr]
+    ]
 
 
 def _compile_layers(model: PreTrainedModel) -> None:

@@ -158,7 +158,9 @@ def prepare_tokenizer(
     if pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": pad_token})
     elif tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        reason = "has no pad token" if tokenizer.pad_token_id is None else "pads with its end token"
         tokenizer.add_special_tokens({"pad_token": _PAD})
+        logger.info("the tokenizer %s: it pads with %s from now on, id %d", reason, _PAD, tokenizer.pad_token_id)
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(
             f"pad token {tokenizer.pad_token!r} is the end token, so the token before the end would be scored: "
