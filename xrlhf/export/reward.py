@@ -7,9 +7,10 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,12 +20,13 @@ from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
 from xrlhf.export.internlm2 import complete_internlm2, with_architecture
+from xrlhf.models.adapters import merge_adapter_of
 from xrlhf.models.heads import AttributeHead, Head, describe_head
 from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import score_head, torch_dtype
 from xrlhf.models.reward_model import RewardModel
 
-__all__ = ["export_checkpoint", "save_reward_model"]
+__all__ = ["export_checkpoint", "save_reward_model", "trained_model", "write_reward_model", "write_tokenizer"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -56,15 +58,28 @@ def export_checkpoint(
     """
     torch_dtype(dtype)
     check_new_directory(out)
+    model, tokenizer = trained_model(recipe, checkpoint)
+    kept = _head_to_keep(model.head, keep_attributes)
+    written = with_architecture(_merged(model), architecture)
+    write_reward_model(
+        written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept
+    )
+
+
+def trained_model(recipe: Config, checkpoint: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+    """The reward model of a recipe with the weights of a checkpoint, and its tokenizer.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged or of another architecture.
+        ModelError: The recipe's model is no reward model.
+    """
     state = load_checkpoint(checkpoint)
     tokenizer = build_tokenizer(recipe)
     model = build_model(recipe, tokenizer)
     if not isinstance(model, RewardModel):
         raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
-    kept = _head_to_keep(model.head, keep_attributes)
-    written = with_architecture(_merged(model), architecture)
-    _write(written, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
+    return model, tokenizer
 
 
 def save_reward_model(
@@ -105,7 +120,9 @@ def save_reward_model(
     kept = _head_to_keep(model.head, keep_attributes)
     merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
     written = with_architecture(merged, architecture)
-    _write(written, tokenizer, out, head=model.head, kept=kept, dtype=dtype, max_shard_size=max_shard_size)
+    write_reward_model(
+        written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept
+    )
 
 
 def _head_to_keep(head: Head, keep_attributes: bool) -> AttributeHead | None:
@@ -130,22 +147,30 @@ def _merged(model: RewardModel) -> PreTrainedModel:
     """The model with its adapters in its weights; ``model`` is used up."""
     if not model.uses_lora:
         return model.hf_model
-    try:
-        return model.backbone.merge_and_unload()  # type: ignore[operator]
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"the adapters cannot be merged into the model: {error_line(error)}") from error
+    return merge_adapter_of(cast(PeftModel, model.backbone))
 
 
-def _write(
+def write_reward_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     *,
-    head: Head,
-    kept: AttributeHead | None,
     dtype: str,
     max_shard_size: str,
+    head: Head | None = None,
+    kept: AttributeHead | None = None,
 ) -> None:
+    """Write a plain ``...ForSequenceClassification`` model as :func:`save_reward_model` does.
+
+    Args:
+        model: The model, without adapters.
+        tokenizer: The tokenizer it was trained with.
+        out: A directory that does not exist yet, or is empty.
+        dtype: Type of the saved weights.
+        max_shard_size: Largest file, such as ``"5GB"``.
+        head: What its score layer gives; one score if None.
+        kept: The head to describe in ``config.json``; None folds the attributes of ``head`` into one score.
+    """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError("the tokenizer needs a pad token that is not its end token: see prepare_tokenizer")
     config = model.config
@@ -162,13 +187,18 @@ def _write(
             model.save_pretrained(aside, state_dict=state, max_shard_size=max_shard_size)
         except SafetensorError as error:
             raise UserError(f"{out} could not be written: {error_line(error)}") from error
-        tokenizer.save_pretrained(aside, save_jinja_files=False)
         _edit_json(aside / "config.json", lambda values: _with_older_keys(values, dtype))
-        _edit_json(aside / "tokenizer_config.json", lambda values: _with_older_tokenizer_keys(values, tokenizer))
+        write_tokenizer(aside, tokenizer, config.model_type)
         if isinstance(model, InternLM2ForRewardModel):
             complete_internlm2(aside, tokenizer)
-        _check_tokenizer(aside, tokenizer, config.model_type)
     logger.info("wrote %s to %s", type(model).__name__, out)
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
+    """Write a tokenizer so that older readers take it too, its chat template inside ``tokenizer_config.json``."""
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    _edit_json(folder / "tokenizer_config.json", lambda values: _with_older_tokenizer_keys(values, tokenizer))
+    _check_tokenizer(folder, tokenizer, model_type)
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
