@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from xrlhf.cli.options import CfgOptions, ConfigName, Overrides, read_recipe
+from xrlhf.errors import ConfigError
 
 __all__ = ["convert"]
 
