@@ -22,7 +22,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from tiny_models import CHATML, byte_tokenizer, random_groups, scores_alone, tiny_backbone
+from tiny_models import (  # type: ignore[import-not-found]
+    CHATML,
+    byte_tokenizer,
+    random_groups,
+    scores_alone,
+    tiny_backbone,
+)
 
 from xrlhf.data.packing import pack
 from xrlhf.export import save_reward_model

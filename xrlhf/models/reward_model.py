@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -244,12 +244,10 @@ class RewardModel(nn.Module):
 
 def _new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Ids of the tokens that the project added and that are read: padding is not."""
-    new_tokens = getattr(tokenizer, "xrlhf_new_tokens", [])
-    return [
-        tokenizer.convert_tokens_to_ids(token)  # type: ignore[union-attr]
-        for token in new_tokens
-        if token != tokenizer.pad_token  # type: ignore[union-attr]
-    ]
+    if tokenizer is None:
+        return []
+    new_tokens = [token for token in getattr(tokenizer, "xrlhf_new_tokens", []) if token != tokenizer.pad_token]
+    return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
 
 
 def _compile_layers(model: PreTrainedModel) -> None:
