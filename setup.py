@@ -25,7 +25,7 @@ EXTRAS = {
     "hpu": ["habana-torch-plugin"],
     "modelscope": ["modelscope>=1.40"],
     "wandb": ["wandb>=0.19"],
-    "report": ["matplotlib>=3.8"],
+    "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "lint": ["mypy>=1.15", "ruff>=0.11"],
     "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8", "sphinx-copybutton>=0.5"],

@@ -17,8 +17,8 @@ from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
 
 COMMANDS = [
-    *("train", "test", "score", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset", "log-dataset", "env"),
-    *("convert pth_to_hf", "convert merge", "convert split"),
+    *("train", "test", "score", "eval", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset"),
+    *("log-dataset", "env", "convert pth_to_hf", "convert merge", "convert split"),
 ]
 
 

@@ -14,6 +14,7 @@ from xrlhf.cli.check_dataset import check_dataset
 from xrlhf.cli.convert import convert
 from xrlhf.cli.copy_cfg import copy_cfg
 from xrlhf.cli.env import env
+from xrlhf.cli.eval import EvalCommand, evaluate
 from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
@@ -52,6 +53,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
 )
 for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"))(_command)
+app.command("eval", cls=EvalCommand)(evaluate)
 app.add_typer(convert, name="convert")
 
 

@@ -10,7 +10,18 @@ import typer
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["CfgOptions", "ConfigName", "DeviceName", "Overrides", "WorkDir", "read_recipe"]
+__all__ = [
+    "CfgOptions",
+    "ConfigName",
+    "DeviceName",
+    "Dtype",
+    "MaxLength",
+    "Overrides",
+    "TokenBudget",
+    "TruncationName",
+    "WorkDir",
+    "read_recipe",
+]
 
 # typer reads these annotations at run time, on Python 3.10 too.
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A recipe: a file, or the name of a shipped one.")]
@@ -26,6 +37,13 @@ WorkDir = Annotated[str | None, typer.Option(help="Where the run's files go, in 
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or xpu; the first that is there if not given.")
 ]
+
+Dtype = Annotated[str, typer.Option(help="Type the weights are held in.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Most tokens of a conversation; the model's own limit if not given.")
+]
+TruncationName = Annotated[str, typer.Option(help="For longer ones: drop (no score), prompt or end.")]
+TokenBudget = Annotated[int, typer.Option(help="Most tokens of one forward pass.")]
 
 
 def read_recipe(name: str, *overrides: Sequence[str] | None) -> Config:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from xrlhf.cli.options import DeviceName
+from xrlhf.cli.options import DeviceName, Dtype, MaxLength, TokenBudget, TruncationName
 from xrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,13 +32,10 @@ def score(
         typer.Option("--format-option", metavar="KEY=VALUE", help="An option of the format; may be given repeatedly."),
     ] = None,
     device: DeviceName = None,
-    dtype: Annotated[str, typer.Option(help="Type the weights are held in.")] = "float32",
-    max_length: Annotated[
-        Optional[int],
-        typer.Option(help="Most tokens of a conversation; the model's own limit if not given."),
-    ] = None,
-    truncation: Annotated[str, typer.Option(help="For longer ones: drop (an error), prompt or end.")] = "drop",
-    token_budget: Annotated[int, typer.Option(help="Most tokens of one forward pass.")] = 16384,
+    dtype: Dtype = "float32",
+    max_length: MaxLength = None,
+    truncation: TruncationName = "drop",
+    token_budget: TokenBudget = 16384,
     best_of: Annotated[
         Optional[str],
         typer.Option(

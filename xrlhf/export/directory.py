@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,27 +15,41 @@ from xrlhf.errors import UserError
 __all__ = ["check_new_directory", "loading_call", "new_directory"]
 
 
-def check_new_directory(path: Path) -> None:
+def check_new_directory(path: Path, *, replace: Collection[str] | None = None) -> None:
     """Refuse a place where something stands already, before any work is done for it.
 
+    Args:
+        path: Where a result shall be.
+        replace: Names of files that may be there and are given up; None gives nothing up.
+
     Raises:
-        UserError: ``path`` exists and is not an empty folder.
+        UserError: ``path`` exists and is not an empty folder, or holds something besides those files.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} exists and is no directory: choose another name")
+    found = sorted(file.name for file in path.iterdir())
+    if found and replace is None:
         raise UserError(f"{path} exists and is not empty: choose another directory, or remove it")
+    if others := [name for name in found if name not in (replace or ())]:
+        raise UserError(
+            f"{path} holds {others[0]!r}, which is no part of what would be replaced: choose another directory"
+        )
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, replace: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a folder to write into; it becomes ``path`` only if the block ends without an error.
 
     Args:
         path: Where the result shall be. An empty folder there is replaced.
+        replace: As in :func:`check_new_directory`.
 
     Raises:
         UserError: ``path`` exists and is not an empty folder, or cannot be written.
     """
-    check_new_directory(path)
+    check_new_directory(path, replace=replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -45,8 +59,18 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o777 & ~_umask())
         if path.exists():
-            path.rmdir()
-        aside.rename(path)
+            # Looked at again: somebody may have put something there meanwhile.
+            check_new_directory(path, replace=replace)
+            earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            path.rename(earlier)
+            try:
+                aside.rename(path)
+            except OSError:
+                earlier.rename(path)
+                raise
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            aside.rename(path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
