@@ -18,7 +18,7 @@ from xrlhf.structures import Group
 
 
 def scorer(max_length: int = 512, truncation: Any = "drop") -> Scorer:
-    model = RewardModel(tiny_backbone(vocab_size=260)).eval()
+    model = RewardModel(tiny_backbone()).eval()
     return Scorer(model, prepare_tokenizer(byte_tokenizer()), CpuDevice(), max_length=max_length, truncation=truncation)
 
 

@@ -27,12 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, xrlhf_in: Run) -> Path:
     trained = xrlhf_in(
         place,
         *("train", "tiny_reward_cpu", "--work-dir", "run", "--cfg-options"),
-        *("train_cfg.max_steps=12", "train_cfg.max_epochs=None", "default_hooks.checkpoint.interval=4"),
-        "val_dataloader=None",
-        "val_cfg=None",
+        *("train_cfg.max_steps=12", "train_cfg.max_epochs=None", "default_hooks.checkpoint.interval=6"),
     )
     assert trained.returncode == 0, trained.stderr
-    for step in (4, 12):
+    for step in (6, 12):
         result = xrlhf_in(
             place, "convert", "pth_to_hf", "tiny_reward_cpu", f"run/iter_{step}.pth", f"models/step_{step}"
         )
@@ -62,16 +60,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, xrlhf_in: Run) -> Path:
 
 @pytest.mark.slow
 def test_two_models_and_three_benchmarks(folder: Path, xrlhf_in: Run) -> None:
-    models = ["models/step_4", "models/step_12"]
+    models = ["models/step_6", "models/step_12"]
     data = ["pairs.jsonl", "bench.jsonl", "ranked.jsonl"]
     result = xrlhf_in(folder, "eval", *models, "--data", *data, "--out", "reports/both", "--max-length", "400")
     assert result.returncode == 0, result.stderr
     assert "wrote reports/both/report.html" in result.stdout
-    assert "RewardBench, step_12 against step_4: " in result.stdout
+    assert "RewardBench, step_12 against step_6: " in result.stdout
     report = json.loads((folder / "reports/both/report.json").read_text())
     by_name = {benchmark["name"]: benchmark for benchmark in report["benchmarks"]}
     assert list(by_name) == ["reward_bench", "reward_bench_2", "pairs"]
-    assert report["command"].startswith("xrlhf eval models/step_4 models/step_12 --data pairs.jsonl bench.jsonl")
+    assert report["command"].startswith("xrlhf eval models/step_6 models/step_12 --data pairs.jsonl bench.jsonl")
     for result_of_model in by_name["pairs"]["results"]:
         assert result_of_model["num_scored"] == 60
         assert result_of_model["left_out"]["rows"][0]["location"] == "pairs.jsonl:61"
@@ -92,15 +90,15 @@ def test_two_models_and_three_benchmarks(folder: Path, xrlhf_in: Run) -> None:
 
 @pytest.mark.slow
 def test_finished_reports_compare_without_scoring(folder: Path, xrlhf_in: Run) -> None:
-    for step in (4, 12):
+    for step in (6, 12):
         result = xrlhf_in(
             folder, "eval", f"models/step_{step}", "--data", "bench.jsonl", "--out", f"reports/step_{step}"
         )
         assert result.returncode == 0, result.stderr
-    result = xrlhf_in(folder, "eval", "reports/step_4", "reports/step_12/report.json", "--out", "reports/compared")
+    result = xrlhf_in(folder, "eval", "reports/step_6", "reports/step_12/report.json", "--out", "reports/compared")
     assert result.returncode == 0, result.stderr
     report = json.loads((folder / "reports/compared/report.json").read_text())
-    assert [model["name"] for model in report["models"]] == ["step_4", "step_12"]
+    assert [model["name"] for model in report["models"]] == ["step_6", "step_12"]
     assert [file["name"] for file in report["data"]] == ["bench.jsonl"]
     (comparison,) = report["benchmarks"][0]["comparisons"]
     assert comparison["num_rows"] == 60

@@ -118,5 +118,7 @@ def _histogram(values: dict[str, np.ndarray], border: float | None = None) -> Hi
         width = (high - low) / _NUM_BINS
         first, last = int(np.ceil((border - low) / width)), int(np.ceil((high - border) / width))
         edges = border + width * np.arange(-first, last + 1)
+        # Rounding must not leave the outermost values outside.
+        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     counts = {name: tuple(int(n) for n in np.histogram(of_name, edges)[0]) for name, of_name in values.items()}
     return Histogram(tuple(float(edge) for edge in edges), counts)

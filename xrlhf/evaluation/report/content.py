@@ -15,7 +15,7 @@ from xrlhf.evaluation.benchmark_scores import BenchmarkScores
 from xrlhf.evaluation.benchmarks import Benchmark, ScoredRow
 from xrlhf.evaluation.calibration import calibration
 from xrlhf.evaluation.comparison import agreement, matched_rows
-from xrlhf.evaluation.estimates import Bootstrap, Estimate, SampleMean
+from xrlhf.evaluation.estimates import Bootstrap, Estimate
 from xrlhf.evaluation.length_bias import length_bias
 from xrlhf.evaluation.margins import histograms, margins
 from xrlhf.evaluation.pair_table import PairTable, pair_table
@@ -161,6 +161,7 @@ def _differences(
     benchmark: Benchmark, first: list[ScoredRow], second: list[ScoredRow], bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
     result = []
+    # A part may stand in several trees; it is listed where it comes first.
     seen: set[str] = set()
     pairs = [
         both
@@ -194,8 +195,7 @@ def _flat(one: Estimate, other: Estimate, depth: int) -> list[tuple[Estimate, Es
         for (part, _), (of_other, _) in zip(one.parts, other.parts, strict=True)
         for found in _flat(part, of_other, depth + 1)
     ]
-    # Equal names of leaves would be equal numbers; a mean over nothing but one leaf says nothing new either.
-    return [(one, other, depth), *below] if not isinstance(one, SampleMean) or one.num_rows else below
+    return [(one, other, depth), *below]
 
 
 def _plain(value: Any) -> Any:
