@@ -67,7 +67,7 @@ def test_a_file_of_bad_rows_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of 2 rows can be read; the first: "):
         read_benchmarks([write(tmp_path / "rows.jsonl", ["not json", "not json"])], skip_bad=True)
     bad = {**LLMBAR, "label": 7}
-    with pytest.raises(DataError, match="label is 7; expected 1 or 2 .no row of LLMBar could be read."):
+    with pytest.raises(DataError, match=r"label is 7; expected 1 or 2 .no row of LLMBar could be read."):
         read_benchmarks([write(tmp_path / "natural.jsonl", [bad])], skip_bad=True)
 
 

@@ -102,3 +102,19 @@ def test_a_place_taken_in_the_meantime_is_not_overwritten(tmp_path: Path) -> Non
         both_write()
     assert names(out) == ["theirs"]
     assert names(tmp_path) == ["out"]
+
+
+def test_only_named_files_are_replaced(tmp_path: Path) -> None:
+    """An error of the block leaves the earlier content; another file refuses the whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.txt").write_text("earlier")
+    with pytest.raises(ZeroDivisionError), new_directory(out, replace=("a.txt",)):
+        raise ZeroDivisionError
+    assert (out / "a.txt").read_text() == "earlier"
+    with new_directory(out, replace=("a.txt",)) as aside:
+        (aside / "b.txt").write_text("new")
+    assert [file.name for file in out.iterdir()] == ["b.txt"]
+    with pytest.raises(UserError, match=r"out holds 'b\.txt', which is no part of what would be replaced"):
+        check_new_directory(out, replace=("a.txt",))
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]

@@ -96,7 +96,7 @@ def score_benchmark(
                     result.left_out.append(LeftOut.of(row.location, scores))
                     continue
                 result.num_at_limit += scorer.encoder.truncation != "drop" and _reaches(scorer, tokens)
-                result.rows.append(row.scored(scores, of_row))
+                result.rows.append(row.scored(_alike(row, scores), of_row))
                 scored.append(row)
             bar.update(len(chunk))
     if not result.rows:
@@ -107,6 +107,12 @@ def score_benchmark(
         )
     result.examples = _examples(scored, result.rows, num_examples)
     return result
+
+
+def _alike(row: BenchmarkRow, scores: list[float]) -> list[float]:
+    """Equal answers get the score of the first: apart from rounding they have it, and rounding must not decide a tie."""
+    answers = row.group.responses
+    return [scores[answers.index(answer)] for answer in answers]
 
 
 def _encode(

@@ -27,10 +27,8 @@ def check_new_directory(path: Path, *, replace: Collection[str] | None = None) -
     """
     if not path.exists():
         return
-    if not path.is_dir():
-        raise UserError(f"{path} exists and is no directory: choose another name")
-    found = sorted(file.name for file in path.iterdir())
-    if found and replace is None:
+    found = sorted(file.name for file in path.iterdir()) if path.is_dir() else None
+    if found is None or (found and replace is None):
         raise UserError(f"{path} exists and is not empty: choose another directory, or remove it")
     if others := [name for name in found if name not in (replace or ())]:
         raise UserError(
@@ -58,7 +56,9 @@ def new_directory(path: Path, *, replace: Collection[str] | None = None) -> Iter
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
-        if path.exists():
+        if path.exists() and not any(path.iterdir()):
+            path.rmdir()
+        if replace is not None and path.exists():
             # Looked at again: somebody may have put something there meanwhile.
             check_new_directory(path, replace=replace)
             earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

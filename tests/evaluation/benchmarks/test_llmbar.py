@@ -20,7 +20,7 @@ def test_labels_count_from_one() -> None:
 
 @pytest.mark.parametrize("label", [0, 3, "1", True, None, 1.5])
 def test_any_other_label(label: Any) -> None:
-    with pytest.raises(RowError, match="label is .*; expected 1 or 2"):
+    with pytest.raises(RowError, match=r"label is .*; expected 1 or 2"):
         LLMBAR.read({**ROW, "label": label}, NATURAL)
 
 
