@@ -109,6 +109,7 @@ def run_of(
     groups_per_step: int = 8,
     token_budget: int = 64,
     optim_wrapper: dict[str, Any] | None = None,
+    param_scheduler: list[dict[str, Any]] | None = None,
     strategy: SingleStrategy | None = None,
     seed: int = 0,
     shuffle: bool = True,
@@ -121,7 +122,12 @@ def run_of(
             env_kwargs={"launcher": "none", "randomness": {"seed": seed}},
             experiment_name=str(work_dir),
         )
-    strategy.prepare(model, optim_wrapper=optim_wrapper or SGD_OF_1, dispatch_kwargs={"max_iters": max_steps})
+    strategy.prepare(
+        model,
+        optim_wrapper=optim_wrapper or SGD_OF_1,
+        param_scheduler=param_scheduler,
+        dispatch_kwargs={"max_iters": max_steps},
+    )
     called: list[str] = []
     runner = SimpleNamespace(
         strategy=strategy,

@@ -116,14 +116,18 @@ class StepLoader:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """A packed batch of an evaluation set and the source each group came from: (G,) int64."""
+    """A packed batch of an evaluation set, and the source each group came from: (G,) int64.
+
+    ``is_counted`` is False for a batch that only keeps this process in step with the others.
+    """
 
     batch: PackedBatch
     datasets: np.ndarray
+    is_counted: bool = True
 
 
 class EvalLoader:
-    """Every group of a set exactly once, in batches under a token budget.
+    """Every group of a set exactly once, in batches under a token budget, as many on every process.
 
     Args:
         dataset: The evaluation set.
@@ -136,14 +140,18 @@ class EvalLoader:
         if token_budget < 1:
             raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
         self.dataset = dataset
-        self._batches = plan_whole_set(dataset.num_tokens(), world_size=world_size, token_budget=token_budget)[rank]
+        plan = plan_whole_set(dataset.num_tokens(), world_size=world_size, token_budget=token_budget)
+        self._batches = [(ids, True) for ids in plan[rank]]
+        # The first process has the most, by one at most; models that are split over processes run on all or none.
+        if len(plan[0]) > len(plan[rank]):
+            self._batches.append((plan[0][-1][-1:], False))
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return prefetch(map(self._load, self._batches))
+        return prefetch(self._load(ids, is_counted) for ids, is_counted in self._batches)
 
-    def _load(self, ids: np.ndarray) -> EvalBatch:
+    def _load(self, ids: np.ndarray, is_counted: bool) -> EvalBatch:
         groups = [self.dataset[int(i)] for i in ids]
-        return EvalBatch(pack(groups, group_ids=ids), np.array([group.dataset for group in groups]))
+        return EvalBatch(pack(groups, group_ids=ids), np.array([group.dataset for group in groups]), is_counted)

@@ -24,7 +24,7 @@ from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_loggin
 from xrlhf.engine.objective_check import check_attributes, check_objective
 from xrlhf.engine.pinning import pin_revisions
 from xrlhf.engine.runner import GroupRunner
-from xrlhf.engine.strategies import STRATEGY_NAMES, DDPStrategy, SingleStrategy
+from xrlhf.engine.strategies import STRATEGIES_BY_NAME, DistributedStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
 from xrlhf.files import replacing
 from xrlhf.registry import DATASETS, MODELS, TOKENIZERS
@@ -166,18 +166,23 @@ def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, A
     config = recipe.get("strategy") or {}
     config = {"type": config} if isinstance(config, str) else dict(config)
     chosen = config.pop("type", None) or ("ddp" if ranks.is_distributed else "single")
-    strategy = STRATEGY_NAMES.get(chosen) if isinstance(chosen, str) else chosen
-    if strategy is None:
-        if "." not in str(chosen):
-            raise ConfigError(f"unknown strategy {chosen!r}: choose one of {', '.join(STRATEGY_NAMES)}")
-        strategy = resolve(chosen)
+    if isinstance(chosen, str) and "." not in chosen:
+        # XTuner's users know DeepSpeed's stages by this longer name too.
+        preset = STRATEGIES_BY_NAME.get(chosen.removeprefix("deepspeed_"))
+        if preset is None:
+            raise ConfigError(f"unknown strategy {chosen!r}: choose one of {', '.join(STRATEGIES_BY_NAME)}")
+        config = {**preset, **config}
+        strategy = config["type"]
+    else:
+        strategy = resolve(chosen) if isinstance(chosen, str) else chosen
     if strategy is SingleStrategy and ranks.world_size > 1:
         raise ConfigError(
             f"strategy 'single' trains in one process and {ranks.world_size} were started: choose 'ddp', or start one"
         )
-    if strategy is DDPStrategy and not ranks.is_distributed:
+    if issubclass(strategy, DistributedStrategy) and not ranks.is_distributed:
+        name = chosen if isinstance(chosen, str) else strategy.__name__
         raise ConfigError(
-            "strategy 'ddp' needs processes to share the work: set NPROC_PER_NODE, or leave --strategy out"
+            f"strategy {name!r} needs processes to share the work: set NPROC_PER_NODE, or leave --strategy out"
         )
     return {**config, "type": strategy, "device": device}
 

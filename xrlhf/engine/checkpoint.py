@@ -27,6 +27,7 @@ from xrlhf.errors import CheckpointError, error_line
 
 __all__ = [
     "CheckpointFile",
+    "check_tensors",
     "find_checkpoints",
     "load_checkpoint",
     "load_strictly",
@@ -270,13 +271,24 @@ def load_strictly(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]
     Raises:
         CheckpointError: The checkpoint is of another architecture.
     """
-    own = model.state_dict()
-    problems = [f"lacks {name}" for name in sorted(names - set(state_dict))]
-    problems += [f"has {name}, which the model lacks" for name in sorted(set(state_dict) - names)]
+    check_tensors(model.state_dict(), state_dict, names, origin)
+    model.load_state_dict(dict(state_dict), strict=False)
+
+
+def check_tensors(
+    own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], names: set[str], origin: str
+) -> None:
+    """Refuse tensors that are not exactly those called ``names``, in the shapes of the model's ``own``.
+
+    Raises:
+        CheckpointError: The checkpoint is of another architecture.
+    """
+    problems = [f"lacks {name}" for name in sorted(names - set(found))]
+    problems += [f"has {name}, which the model lacks" for name in sorted(set(found) - names)]
     problems += [
-        f"has {name} of shape {tuple(state_dict[name].shape)} in place of {tuple(own[name].shape)}"
-        for name in sorted(names & set(state_dict))
-        if own[name].shape != state_dict[name].shape
+        f"has {name} of shape {tuple(found[name].shape)} in place of {tuple(own[name].shape)}"
+        for name in sorted(names & set(found))
+        if own[name].shape != found[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -284,7 +296,6 @@ def load_strictly(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]
             f"{origin} is of another model than the recipe: it {'; '.join(problems[:3])}{more}. "
             "Use the recipe it was trained with"
         )
-    model.load_state_dict(dict(state_dict), strict=False)
 
 
 def _refuse_unsafe(value: Any, where: str = "checkpoint") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
@@ -56,19 +57,24 @@ class SetMetrics:
 
 
 @torch.no_grad()
-def evaluate_batches(model: RewardModel, loader: EvalLoader, device: Device) -> SetMetrics:
+def evaluate_batches(
+    model: RewardModel, loader: EvalLoader, device: Device, *, wrapped: nn.Module | None = None
+) -> SetMetrics:
     """Score every group of a loader once.
 
     Args:
         model: In eval mode, on ``device``.
         loader: This process's share of the set.
         device: Where to compute.
+        wrapped: What a strategy has wrapped around the model, if it computes through that.
     """
     metrics = SetMetrics()
     for item in track(loader, "evaluate", len(loader), "batch"):
         batch = item.batch.to(device.torch_device)
         datasets = torch.from_numpy(item.datasets)
-        outputs = model.outputs(batch)
+        outputs = (wrapped or model)(batch, mode="outputs")
+        if not item.is_counted:
+            continue
         metrics.ranking.add(
             model.head.scalar(outputs), batch.response_mask, batch.ratings, datasets, group_ids=item.batch.group_ids
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -180,8 +180,16 @@ class RewardModel(nn.Module):
         states.append(padded_states(model, padded.slices[-1]))
         return torch.cat(states).index_select(0, padded.row_of.flatten())
 
-    def forward(self, batch: PackedBatch) -> LossOutput:
-        """Loss and metrics of a micro-batch, summed over its groups."""
+    def forward(self, batch: PackedBatch, mode: Literal["loss", "outputs"] = "loss") -> LossOutput | Tensor:
+        """Loss and metrics of a micro-batch, summed over its groups; or, in mode ``"outputs"``, those of the head alone.
+
+        What a strategy wraps around the model sees calls of this method only.
+        """
+        if mode == "outputs":
+            return self.outputs(batch)
+        return self._loss_of(batch)
+
+    def _loss_of(self, batch: PackedBatch) -> LossOutput:
         if self.loss is None:
             raise ModelError("this reward model has no loss: give one in the recipe to train it")
         weights, mask = batch.group_weights, batch.response_mask

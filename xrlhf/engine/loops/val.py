@@ -34,7 +34,7 @@ class GroupValLoop(BaseLoop):
         runner.call_hook("before_val_epoch")
         model = strategy.module
         model.eval()
-        metrics = evaluate_batches(model, self.dataloader, strategy.device)
+        metrics = evaluate_batches(model, self.dataloader, strategy.device, wrapped=strategy.model)
         merged = SetMetrics()
         for state in strategy.gather_objects(metrics.state()):
             merged.merge(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,22 @@ class SingleStrategy(BaseStrategy):
         if self._prepared:
             return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})
-        self.model = self.wrap(self.build_model(model).to(self.device.torch_device))
+        self.model = self.wrap(self.build_model(model))
         if optim_wrapper is not None:
             self.optim_wrapper = build_optim_wrapper(self.model, optim_wrapper)
             self.param_schedulers = build_param_schedulers(
                 param_scheduler, self.optim_wrapper, self.dispatch_kwargs["max_iters"]
             )
+            self.bind_optimizer()
         self._prepared = True
         return self._prepared_components()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as this strategy trains it."""
-        return model
+        """The model, built on the CPU, as this strategy trains it on its device."""
+        return model.to(self.device.torch_device)
+
+    def bind_optimizer(self) -> None:
+        """What remains to be done once there is an optimizer over the wrapped model."""
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Surrounds one micro-batch; ``last`` says that the gradients are complete after it."""
@@ -107,6 +111,29 @@ class SingleStrategy(BaseStrategy):
     def barrier(self) -> None:
         """Wait for the other processes."""
 
+    def full_weights(self, names: set[str]) -> dict[str, Tensor]:
+        """The tensors of the model's state called ``names``, whole and on the CPU; every process takes part.
+
+        Processes other than the first may return nothing: they do not write.
+        """
+        return {name: value.detach().cpu() for name, value in self.module.state_dict().items() if name in names}
+
+    def full_optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state as one process would have it; every process takes part, as in ``full_weights``."""
+        return self.optim_wrapper.state_dict()
+
+    def load_full_weights(self, weights: Mapping[str, Tensor], filename: str) -> None:
+        """Load what :meth:`full_weights` gave under any strategy."""
+        load_strictly(self.module, weights, self.module.checkpoint_names(), filename)  # type: ignore[operator]
+
+    def load_full_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`full_optimizer_state` gave under any strategy."""
+        self.optim_wrapper.load_state_dict(state)
+
+    def on_first_rank(self, action: Callable[[], None]) -> None:
+        """Do something that only one process may do; an error there is an error everywhere."""
+        action()
+
     def save_checkpoint(
         self,
         filename: str,
@@ -122,15 +149,10 @@ class SingleStrategy(BaseStrategy):
             TrainingError: A weight is not finite: the last update overflowed, and the checkpoint would be of no use.
             CheckpointError: It cannot be written.
         """
-        names = self.module.checkpoint_names()  # type: ignore[operator]
-        weights = {name: value.detach() for name, value in self.module.state_dict().items() if name in names}
-        _refuse_non_finite(weights, filename)
-        state: dict[str, Any] = {
-            "state_dict": {name: value.cpu() for name, value in weights.items()},
-            **(extra_ckpt or {}),
-        }
+        weights = self.full_weights(self.module.checkpoint_names())  # type: ignore[operator]
+        state: dict[str, Any] = {"state_dict": weights, **(extra_ckpt or {})}
         if save_optimizer:
-            state["optimizer"] = self.optim_wrapper.state_dict()
+            state["optimizer"] = self.full_optimizer_state()
         if save_param_scheduler:
             state["param_schedulers"] = [scheduler.state_dict() for scheduler in self.param_schedulers]
         state["meta"] = {
@@ -147,9 +169,14 @@ class SingleStrategy(BaseStrategy):
                 "mmengine": mmengine.__version__,
             },
         }
-        if callback is not None:
-            callback(state)
-        save_checkpoint(state, Path(filename))
+
+        def write() -> None:
+            _refuse_non_finite(weights, filename)
+            if callback is not None:
+                callback(state)
+            save_checkpoint(state, Path(filename))
+
+        self.on_first_rank(write)
 
     def load_checkpoint(
         self,
@@ -168,7 +195,7 @@ class SingleStrategy(BaseStrategy):
         checkpoint = load_checkpoint(Path(filename), check=check)
         if callback is not None:
             callback(checkpoint)
-        load_strictly(self.module, checkpoint.pop("state_dict"), self.module.checkpoint_names(), filename)  # type: ignore[operator]
+        self.load_full_weights(checkpoint.pop("state_dict"), filename)
         return checkpoint
 
     def resume(
@@ -199,7 +226,7 @@ class SingleStrategy(BaseStrategy):
                 )
         if resume_optimizer:
             try:
-                self.optim_wrapper.load_state_dict(checkpoint.pop("optimizer"))
+                self.load_full_optimizer_state(checkpoint.pop("optimizer"))
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{filename} does not fit the recipe's optimizer: {error}") from error
         if resume_param_scheduler:

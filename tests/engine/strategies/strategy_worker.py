@@ -1,0 +1,95 @@
+"""One of several processes that train under a strategy; test_strategies starts it and reads what it writes.
+
+Arguments: rank, world size, port, folder. ``jobs.json`` in the folder lists what to train; writes ``rank_N.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from toy import pairs, run_of, tiny_reward_model
+
+from xrlhf.data.loader import EvalLoader
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.launch import Ranks, leave_process_group, start_process_group
+from xrlhf.engine.strategies import STRATEGIES_BY_NAME
+from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
+
+STEPS, SAVED_AT = 20, 10
+ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
+WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 15}
+
+
+def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train ``STEPS`` steps, or from a checkpoint to there; save half-way and at the end, and say what was seen."""
+    model = tiny_reward_model(0.0 if job["lora"] else None)
+    work_dir = folder / job["name"]
+    preset = STRATEGIES_BY_NAME[job["strategy"]]
+    strategy = preset["type"](
+        device=CpuDevice(),
+        work_dir=str(work_dir),
+        env_kwargs={"launcher": job["launcher"], "randomness": {"seed": 0}},
+        experiment_name=job["name"],
+        **{name: value for name, value in preset.items() if name != "type"},
+        **job["options"],
+    )
+    run = run_of(
+        model,
+        pairs(),
+        work_dir,
+        max_steps=STEPS,
+        token_budget=40,
+        strategy=strategy,
+        optim_wrapper=ADAMW,
+        param_scheduler=[WARM_UP],
+    )
+    start = 0
+    if job["resume"]:
+        start = strategy.resume(str(folder / job["resume"]))["meta"]["step"]
+    run.model.train()
+    logs = steps(run, start, SAVED_AT)
+    if not job["resume"]:
+        strategy.save_checkpoint(str(work_dir / f"iter_{SAVED_AT}.pth"), extra_ckpt={"meta": {"step": SAVED_AT}})
+    logs += steps(run, max(start, SAVED_AT), STEPS)
+    strategy.save_checkpoint(str(work_dir / f"iter_{STEPS}.pth"), extra_ckpt={"meta": {"step": STEPS}})
+    run.model.eval()
+    # 7 batches: one process has one fewer than the other.
+    loader = EvalLoader(pairs(7), token_budget=1, rank=strategy.rank, world_size=strategy.world_size)  # type: ignore[arg-type]
+    metrics = SetMetrics()
+    own = evaluate_batches(model, loader, strategy.device, wrapped=run.model)
+    for state in strategy.gather_objects(own.state()):
+        metrics.merge(state)
+    return {"logs": logs, "evaluated": metrics.compute(["toy"])}
+
+
+def steps(run: Any, start: int, stop: int) -> list[dict[str, float]]:
+    """What steps ``start:stop`` returned for the log."""
+    logs = []
+    for batches in run.loop.dataloader.steps(start, stop):
+        logs.append(run.loop.run_step(batches))
+        for scheduler in run.strategy.param_schedulers:
+            scheduler.step()
+    return logs
+
+
+def main() -> None:
+    rank, world_size, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    os.environ["MASTER_PORT"] = port
+    start_process_group(CpuDevice(), Ranks(rank, world_size, rank, "pytorch"), timeout_seconds=120)
+    jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+    found = {job["name"]: train_under(job, folder) for job in jobs}
+    torch.save(found, folder / f"rank_{rank}.pt")
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    main()

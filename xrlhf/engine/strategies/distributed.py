@@ -1,0 +1,50 @@
+"""What the strategies of several processes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from xrlhf.engine.strategies.single import SingleStrategy
+from xrlhf.errors import CheckpointError, TrainingError, UserError
+
+__all__ = ["DistributedStrategy"]
+
+
+class DistributedStrategy(SingleStrategy):
+    """Every process computes a share of each step's groups."""
+
+    def backward(self, loss: Tensor) -> None:
+        # Gradients are averaged over the processes; a step's loss is a sum over them.
+        (loss * self.world_size).backward()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def on_first_rank(self, action: Callable[[], None]) -> None:
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as caught:
+                error = caught
+        failure = [None if error is None else (isinstance(error, UserError), str(error))]
+        dist.broadcast_object_list(failure, src=0)
+        if error is not None:
+            raise error
+        if failure[0] is not None:
+            can_be_mended, message = failure[0]
+            raise CheckpointError(message) if can_be_mended else TrainingError(message)

@@ -1,0 +1,252 @@
+"""DeepSpeed's ZeRO: optimizer state (stage 1), gradients (2) and weights (3) split over the processes.
+
+Rajbhandari et al., arXiv 1910.02054; the engine is deepspeedai/DeepSpeed. Checkpoints are the project's own: whole
+tensors by name, which any other strategy reads, and never DeepSpeed's pickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from xrlhf.engine.checkpoint import check_tensors
+from xrlhf.engine.strategies.distributed import DistributedStrategy
+from xrlhf.errors import ConfigError, LaunchError
+from xrlhf.registry import STRATEGIES
+
+__all__ = ["ZeROStrategy"]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What this process owns of one parameter: ``flat[flat_start:][:numel]`` holds its elements from ``start`` on."""
+
+    parameter: nn.Parameter
+    start: int
+    numel: int
+    flat: Tensor
+    flat_start: int
+
+
+@STRATEGIES.register_module()
+class ZeROStrategy(DistributedStrategy):
+    """Trains with DeepSpeed's ZeRO optimizers.
+
+    Args:
+        stage: 1 splits the optimizer's state, 2 the gradients too, 3 the weights too.
+        cpu_offload: Keep the optimizer's state, and at stage 3 the weights, in the memory of the host.
+        config: Further keys of DeepSpeed's own configuration, which have the last word.
+        **kwargs: As :class:`SingleStrategy`.
+
+    Raises:
+        ConfigError: An unknown stage.
+        LaunchError: DeepSpeed is not installed.
+    """
+
+    def __init__(
+        self, *, stage: int, cpu_offload: bool = False, config: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if stage not in (1, 2, 3):
+            raise ConfigError(f"ZeROStrategy: stage is {stage!r}; accepted are 1, 2 and 3")
+        self.stage = stage
+        self.cpu_offload = cpu_offload
+        self.config = dict(config or {})
+        super().__init__(**kwargs)
+
+    @property
+    def module(self) -> nn.Module:
+        return getattr(self.model, "module", self.model)  # type: ignore[return-value]
+
+    def bind_optimizer(self) -> None:
+        deepspeed = _import_deepspeed(self.device.type)
+        optimizer = self.optim_wrapper.optimizer
+        # DeepSpeed puts flat tensors of its own in the place of the parameters.
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.model, *_ = deepspeed.initialize(
+            model=self.model, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
+        )
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        zero: dict[str, Any] = {"stage": self.stage}
+        if self.cpu_offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+            if self.stage == 3:
+                zero["offload_param"] = {"device": "cpu"}
+        config = {
+            # Batches are the planner's business; these numbers must only agree with each other.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.optim_wrapper.max_grad_norm or 0.0,
+            "zero_optimization": zero,
+            # The recipe's optimizer is kept, also where its state lies in the memory of the host.
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+        further = dict(self.config)
+        zero.update(further.pop("zero_optimization", {}))
+        return {**config, **further}
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        self.model.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        # As elsewhere: gradients are averaged over the processes, and a step's loss is a sum over them.
+        self.model.backward(loss * self.world_size)  # type: ignore[operator]
+
+    def clip_gradients(self) -> Tensor:
+        """The norm of the complete gradients; DeepSpeed clips while it steps."""
+        optimizer = self._zero_optimizer
+        if self.stage == 3:
+            norm = torch.linalg.vector_norm(torch.stack([torch.as_tensor(n) for n in optimizer._get_norm_groups()]))
+        else:
+            norm = torch.as_tensor(optimizer.scaled_global_norm())
+        # DeepSpeed says -1 for a norm that is not finite.
+        return torch.where(norm < 0, torch.nan, norm)
+
+    def step(self) -> None:
+        self.model.step()  # type: ignore[operator]
+
+    @property
+    def _zero_optimizer(self) -> Any:
+        return self.model.optimizer
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the order in which the optimizer got it."""
+        return [parameter for group in self._groups for parameter in group]
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """Everything this process owns, in the order of its flat tensors."""
+        optimizer = self._zero_optimizer
+        if self.stage == 3:
+            for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+                flat_start = 0
+                for parameter in group:
+                    size = parameter.partition_numel()
+                    start = self.rank * size
+                    yield _Piece(parameter, start, max(0, min(size, parameter.ds_numel - start)), flat, flat_start)
+                    flat_start += size
+            return
+        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+            for parameter in group:
+                if (own := parameter._hp_mapping) is not None:
+                    inside, outside = own.lp_fragment_address, own.hp_fragment_address
+                    yield _Piece(parameter, inside.start, inside.numel, flat, outside.start)
+
+    def full_weights(self, names: set[str]) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return super().full_weights(names) if self.rank == 0 else {}
+        weights = {}
+        # Values of the wrong size stand for parameters that are split; buffers are whole.
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if name not in names:
+                continue
+            with self._gathered(value, writing=False):
+                if self.rank == 0:
+                    weights[name] = value.detach().cpu().clone()
+        return weights
+
+    def load_full_weights(self, weights: Mapping[str, Tensor], filename: str) -> None:
+        if self.stage < 3:
+            super().load_full_weights(weights, filename)
+        else:
+            state = self.module.state_dict(keep_vars=True)
+            shapes = {name: torch.empty(_shape(value), device="meta") for name, value in state.items()}
+            check_tensors(shapes, weights, self.module.checkpoint_names(), filename)  # type: ignore[operator]
+            for name, value in weights.items():
+                with self._gathered(state[name], writing=True), torch.no_grad():
+                    state[name].copy_(value)
+        self._zero_optimizer.refresh_fp32_params()
+
+    def _gathered(self, value: Tensor, *, writing: bool) -> contextlib.AbstractContextManager[None]:
+        """The whole of a tensor on every process, for a while; what the first one writes is then split again."""
+        if not hasattr(value, "ds_id"):
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([value], modifier_rank=0 if writing else None)  # type: ignore[no-any-return]
+
+    def full_optimizer_state(self) -> dict[str, Any]:
+        optimizer = self.optim_wrapper.optimizer
+        pieces: dict[int, list[_Piece]] = {}
+        for piece in self._pieces():
+            pieces.setdefault(id(piece.parameter), []).append(piece)
+        names = list(next(iter(optimizer.state.values()), {}))
+        state: dict[int, dict[str, Any]] = {}
+        for index, parameter in enumerate(self._parameters):
+            values = {name: self._whole(parameter, name, pieces.get(id(parameter), [])) for name in names}
+            if values and self.rank == 0:
+                state[index] = values
+        groups, start = [], 0
+        for options, members in zip(optimizer.param_groups, self._groups, strict=True):
+            stop = start + len(members)
+            groups.append({**options, "params": list(range(start, stop))})
+            start = stop
+        return {"state": state, "param_groups": groups}
+
+    def _whole(self, parameter: nn.Parameter, name: str, pieces: list[_Piece]) -> Any:
+        """One state of the optimizer for one parameter, put together from what the processes own of it."""
+        states = self.optim_wrapper.optimizer.state
+        if not _goes_by_element(next(iter(states.items())), name):
+            value = next(iter(states.values()))[name]
+            return value.cpu().clone() if isinstance(value, Tensor) else value
+        whole = torch.zeros(_shape(parameter).numel(), device=self.device.torch_device)
+        for piece in pieces:
+            own = states[piece.flat][name].narrow(0, piece.flat_start, piece.numel)
+            whole.narrow(0, piece.start, piece.numel).copy_(own)
+        dist.all_reduce(whole)
+        return whole.view(_shape(parameter)).cpu()
+
+    def load_full_optimizer_state(self, state: dict[str, Any]) -> None:
+        optimizer = self.optim_wrapper.optimizer
+        saved = {id(parameter): state["state"].get(i, {}) for i, parameter in enumerate(self._parameters)}
+        if len(state["param_groups"]) != len(self._groups) or len(state["state"]) not in (0, len(self._parameters)):
+            raise ValueError(f"state of {len(state['state'])} parameters for {len(self._parameters)}")
+        optimizer.state.clear()
+        for piece in self._pieces():
+            own = optimizer.state[piece.flat]
+            for name, value in saved[id(piece.parameter)].items():
+                if not isinstance(value, Tensor) or value.shape != _shape(piece.parameter):
+                    own[name] = value
+                    continue
+                flat = own.setdefault(name, torch.zeros_like(piece.flat))
+                part = value.flatten().narrow(0, piece.start, piece.numel)
+                flat.narrow(0, piece.flat_start, piece.numel).copy_(part)
+        for options, given in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            options.update({name: value for name, value in given.items() if name != "params"})
+
+
+def _shape(value: Tensor) -> torch.Size:
+    """The shape of the whole, also where this process holds a part."""
+    return getattr(value, "ds_shape", value.shape)
+
+
+def _goes_by_element(state_of_flat: tuple[Tensor, dict[str, Any]], name: str) -> bool:
+    """Whether a state of the optimizer has a value for every element of its flat tensor, not one for all."""
+    flat, values = state_of_flat
+    return isinstance(values[name], Tensor) and values[name].shape == flat.shape
+
+
+def _import_deepspeed(device_type: str) -> Any:
+    # DeepSpeed looks for a device of its own while it is imported.
+    chosen = os.environ.setdefault("DS_ACCELERATOR", device_type)
+    if chosen != device_type:
+        raise LaunchError(f"DS_ACCELERATOR={chosen}, but the run is on {device_type}: unset it, or name the same device")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            f"strategies zero1 to zero3 need DeepSpeed ({error}): pip install 'xrlhf[deepspeed]', or choose fsdp or ddp"
+        ) from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
