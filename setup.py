@@ -18,7 +18,7 @@ RECIPE_FOLDERS = [
 ]
 
 EXTRAS = {
-    "deepspeed": ["deepspeed>=0.19"],
+    "deepspeed": ["deepspeed>=0.19,<0.20"],
     "flash-attn": ["flash-attn>=2.7"],
     "quantised": ["bitsandbytes>=0.45"],
     "ipex": ["intel-extension-for-pytorch==2.8.*", "torch==2.8.*"],
@@ -30,7 +30,9 @@ EXTRAS = {
     "lint": ["mypy>=1.15", "ruff>=0.11"],
     "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8", "sphinx-copybutton>=0.5"],
 }
-EXTRAS["dev"] = sorted({*EXTRAS["test"], *EXTRAS["lint"], *EXTRAS["docs"], *EXTRAS["report"]})
+EXTRAS["dev"] = sorted(
+    {package for name in ("test", "lint", "docs", "report", "deepspeed", "quantised") for package in EXTRAS[name]}
+)
 
 setup(
     name="xrlhf",

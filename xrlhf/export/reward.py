@@ -61,9 +61,7 @@ def export_checkpoint(
     model, tokenizer = trained_model(recipe, checkpoint)
     kept = _head_to_keep(model.head, keep_attributes)
     written = with_architecture(_merged(model), architecture)
-    write_reward_model(
-        written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept
-    )
+    write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
 
 
 def trained_model(recipe: Config, checkpoint: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
@@ -120,9 +118,7 @@ def save_reward_model(
     kept = _head_to_keep(model.head, keep_attributes)
     merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
     written = with_architecture(merged, architecture)
-    write_reward_model(
-        written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept
-    )
+    write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
 
 
 def _head_to_keep(head: Head, keep_attributes: bool) -> AttributeHead | None:

@@ -181,7 +181,7 @@ class RewardModel(nn.Module):
         return torch.cat(states).index_select(0, padded.row_of.flatten())
 
     def forward(self, batch: PackedBatch, mode: Literal["loss", "outputs"] = "loss") -> LossOutput | Tensor:
-        """Loss and metrics of a micro-batch, summed over its groups; or, in mode ``"outputs"``, those of the head alone.
+        """Loss and metrics of a micro-batch, summed over its groups; or, in mode ``"outputs"``, what its head gives.
 
         What a strategy wraps around the model sees calls of this method only.
         """

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import AdamW
 from processes import run_processes
+from torch.optim import AdamW
 from toy import pairs, run_of, tiny_reward_model, train, weights_of
 
 from xrlhf.engine.checkpoint import verify

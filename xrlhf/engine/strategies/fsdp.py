@@ -68,7 +68,8 @@ class FSDPStrategy(DistributedStrategy):
         for layer in decoder_layers(model.hf_model) if isinstance(model, RewardModel) else ():
             fully_shard(layer, mp_policy=policy, **options)
         # What is left, embeddings and head, computes in its own type.
-        return fully_shard(model, **options)
+        fully_shard(model, **options)
+        return model
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]

@@ -63,7 +63,7 @@ class ZeROStrategy(DistributedStrategy):
 
     @property
     def module(self) -> nn.Module:
-        return getattr(self.model, "module", self.model)  # type: ignore[return-value]
+        return getattr(self.model, "module", self.model)
 
     def bind_optimizer(self) -> None:
         deepspeed = _import_deepspeed(self.device.type)
@@ -174,7 +174,7 @@ class ZeROStrategy(DistributedStrategy):
             return contextlib.nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters([value], modifier_rank=0 if writing else None)  # type: ignore[no-any-return]
+        return deepspeed.zero.GatheredParameters([value], modifier_rank=0 if writing else None)
 
     def full_optimizer_state(self) -> dict[str, Any]:
         optimizer = self.optim_wrapper.optimizer
@@ -241,7 +241,9 @@ def _import_deepspeed(device_type: str) -> Any:
     # DeepSpeed looks for a device of its own while it is imported.
     chosen = os.environ.setdefault("DS_ACCELERATOR", device_type)
     if chosen != device_type:
-        raise LaunchError(f"DS_ACCELERATOR={chosen}, but the run is on {device_type}: unset it, or name the same device")
+        raise LaunchError(
+            f"DS_ACCELERATOR={chosen}, but the run is on {device_type}: unset it, or name the same device"
+        )
     try:
         import deepspeed
     except ImportError as error:
