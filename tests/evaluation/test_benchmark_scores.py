@@ -32,7 +32,7 @@ def data_of(*pairs: tuple[str, str]) -> BenchmarkData:
 
 
 def test_scores_lengths_and_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are the scorer's, in chunks too; equal answers tie; a byte is a token; the worst pair comes first."""
+    """Scores are those of the scorer, in chunks too; equal answers tie; a byte is a token; the worst pair leads."""
     monkeypatch.setattr(benchmark_scores, "_CHUNK_ROWS", 2)
     data = data_of(("four", "seventeen"), ("one", "x"), ("aa", "a" * 9), ("same", "same"))
     model = scorer()

@@ -110,7 +110,7 @@ def score_benchmark(
 
 
 def _alike(row: BenchmarkRow, scores: list[float]) -> list[float]:
-    """Equal answers get the score of the first: they differ by rounding alone, which must not decide a tie."""
+    """Equal answers get the score of the first: they have it but for rounding, which must not decide a tie."""
     answers = row.group.responses
     return [scores[answers.index(answer)] for answer in answers]
 
