@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "xrlhf"
 
 LEVELS = (
-    ("errors", "files", "hub", "version", "structures", "registry", "progress"),
+    ("errors", "files", "hub", "version", "structures", "registry", "progress", "preload"),
     ("config",),
     ("ops", "losses", "devices"),
     ("data",),

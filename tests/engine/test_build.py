@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from xrlhf.config import load_recipe
-from xrlhf.devices import CpuDevice
+from xrlhf.devices import CpuDevice, IpexDevice
 from xrlhf.engine.build import (
     build_dataset,
     build_eval_loader,
@@ -26,10 +26,14 @@ from xrlhf.engine.build import (
     strategy_config,
     work_dir_of,
 )
+from xrlhf.engine.evaluate import evaluate
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import DDPStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError, DeviceError
+from xrlhf.evaluation.scorer import Scorer
+from xrlhf.export import save_reward_model
+from xrlhf.structures import Group
 
 TWO = Ranks(rank=1, world_size=2, local_rank=1, launcher="pytorch")
 
@@ -141,6 +145,73 @@ def test_the_weights_follow_from_the_seed(recipe: Config) -> None:
     recipe.randomness = {"seed": 1}
     other = build_model(recipe, tokenizer).state_dict()
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+class StaticDevice(CpuDevice):
+    """A CPU that would compile a program for every shape."""
+
+    name = "static"
+    static_shapes = True
+    autocast_types = ()
+    compile_backend = "static_backend"
+
+
+def test_a_device_with_static_shapes_lays_the_model_out_for_them(recipe: Config) -> None:
+    tokenizer = build_tokenizer(recipe)
+    plain, static = (build_model(recipe, tokenizer, device) for device in (CpuDevice(), StaticDevice()))
+    assert (plain.layout, plain.static_shapes) == ("packed", False)
+    assert (static.layout, static.static_shapes) == ("padded", True)
+    assert build_parts(recipe, Ranks(), StaticDevice()).model.static_shapes is True
+    assert build_parts(recipe, Ranks()).model.static_shapes is False
+
+
+def test_the_device_names_the_compiler(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that the recipe names is left as it is."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
+    tokenizer = build_tokenizer(recipe)
+    for compile, device in ((True, CpuDevice()), (True, StaticDevice()), ("eager", StaticDevice()), (True, None)):
+        recipe.model.compile = compile
+        build_model(recipe, tokenizer, device)
+    assert asked == [
+        {"backend": "inductor", "dynamic": True},
+        {"backend": "static_backend", "dynamic": False},
+        {"backend": "eager", "dynamic": False},
+        {"backend": "inductor", "dynamic": True},
+    ]
+
+
+def test_a_precision_that_the_device_lacks_is_refused_at_the_start(recipe: Config) -> None:
+    recipe.model.precision = "bfloat16"
+    build_model(recipe, build_tokenizer(recipe), CpuDevice())
+    with pytest.raises(DeviceError, match=r"^device 'static' cannot compute with precision='bfloat16': choose 'float3"):
+        build_model(recipe, build_tokenizer(recipe), StaticDevice())
+
+
+def test_an_exported_directory_is_scored_in_static_shapes(recipe: Config, tmp_path: Path) -> None:
+    """By the recipe's validation and by the scorer, to the same numbers as in packed rows."""
+    tokenizer = build_tokenizer(recipe)
+    save_reward_model(build_model(recipe, tokenizer), tokenizer, tmp_path / "hf")
+    metrics = [evaluate(recipe, str(tmp_path / "hf"), device) for device in (CpuDevice(), StaticDevice())]
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, abs=1e-6)
+    scorers = [Scorer.from_pretrained(str(tmp_path / "hf"), device=device) for device in (CpuDevice(), StaticDevice())]
+    assert [scorer.model.layout for scorer in scorers] == ["packed", "padded"]
+    group = Group("ask red one", (" say red good .", " tell bad ."))
+    assert scorers[1].score([group])[0] == pytest.approx(scorers[0].score([group])[0], rel=1e-5, abs=1e-6)
+
+
+def test_a_device_that_rewrites_models_needs_them_whole() -> None:
+    class Splitting(SingleStrategy):
+        keeps_model_whole = False
+
+    strategy = {"type": Splitting}
+    assert strategy_config(Config({"strategy": strategy}), TWO, CpuDevice())["type"] is Splitting
+    with pytest.raises(
+        ConfigError,
+        match=r"^device 'ipex' rewrites the model, and Splitting splits it among the processes: choose device 'cpu'",
+    ):
+        strategy_config(Config({"strategy": strategy}), TWO, IpexDevice())
+    assert strategy_config(Config({}), TWO, IpexDevice())["type"] is DDPStrategy
 
 
 def test_an_evaluation_set_by_itself(recipe: Config) -> None:

@@ -26,6 +26,9 @@ def test_versions_and_devices() -> None:
     assert fields["torch"] == torch.__version__
     assert fields["python"].startswith("3.")
     assert fields["device cpu"].startswith("cpu (")
+    for name in ("cuda", "xpu", "hpu", "ipex"):
+        assert not fields[f"device {name}"].startswith("not usable") or fields[f"device {name}"] > "not usable: "
+    assert fields["device of a run that names none"] in environment.DEVICES
     assert "not installed" in {fields[name] for name in environment._PACKAGES} | {"not installed"}
     assert all("\n" not in line for line in lines)
 
@@ -49,7 +52,7 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**20, 0, 2**20))
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(environment.DEVICES["cuda"], "is_available", classmethod(lambda cls: False))
+    monkeypatch.setattr(environment.DEVICES["cuda"], "obstacle", classmethod(lambda cls: "no GPU found"))
     lines = environment_report()
     start = lines.index("problems found: ")
     assert lines[start + 1 :] == [
@@ -58,5 +61,5 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         "  - /dev/shm is smaller than 64 MiB: give the container --shm-size=1g for several processes",
         "  - OMP_NUM_THREADS=1 limits the CPU threads of every process",
     ]
-    assert "device cuda: not usable" in lines
+    assert "device cuda: not usable: no GPU found" in lines
     assert "cuda build: 12.8" in lines

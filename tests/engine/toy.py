@@ -62,8 +62,8 @@ def pairs(number: int = 24, seed: int = 0) -> ToyDataset:
     )
 
 
-def tiny_reward_model(lora_dropout: float | None = None) -> RewardModel:
-    """A Llama of 16 dimensions; the same weights every time."""
+def tiny_reward_model(lora_dropout: float | None = None, **options: Any) -> RewardModel:
+    """A Llama of 16 dimensions; the same weights every time. ``options`` are those of :class:`RewardModel`."""
     torch.manual_seed(0)
     backbone = backbone_from_config(
         "llama",
@@ -78,7 +78,7 @@ def tiny_reward_model(lora_dropout: float | None = None) -> RewardModel:
         pad_token_id=0,
     )
     lora = None if lora_dropout is None else {"r": 2, "lora_alpha": 8, "lora_dropout": lora_dropout}
-    return RewardModel(backbone, loss=RankingLoss(), lora=lora)
+    return RewardModel(backbone, loss=RankingLoss(), lora=lora, **options)
 
 
 class ToyModel(nn.Module):

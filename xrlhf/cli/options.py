@@ -35,7 +35,8 @@ CfgOptions = Annotated[
 ]
 WorkDir = Annotated[str | None, typer.Option(help="Where the run's files go, in place of the recipe's work_dir.")]
 DeviceName = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda or xpu; the first that is there if not given.")
+    str | None,
+    typer.Option("--device", help="cuda, xpu, hpu, ipex or cpu; if not given, the first that is there, but not ipex."),
 ]
 
 Dtype = Annotated[str, typer.Option(help="Type the weights are held in.")]

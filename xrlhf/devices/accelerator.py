@@ -1,4 +1,4 @@
-"""Accelerators that torch itself knows: one class each, told apart by a few names."""
+"""What accelerators have in common that torch itself knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from xrlhf.devices.base import Device
 from xrlhf.errors import DeviceError
 
-__all__ = ["CudaDevice", "TorchAccelerator", "XpuDevice"]
+__all__ = ["TorchAccelerator"]
 
 
 class TorchAccelerator(Device):
@@ -19,14 +19,7 @@ class TorchAccelerator(Device):
     def _module(cls) -> Any:
         return torch.get_device_module(cls.type)
 
-    @classmethod
-    def is_available(cls) -> bool:
-        try:
-            return bool(cls._module().is_available())
-        except (RuntimeError, AttributeError):
-            return False
-
-    def set_device(self, local_rank: int) -> None:
+    def _select(self, local_rank: int) -> None:
         count = self._module().device_count()
         if local_rank >= count:
             raise DeviceError(
@@ -44,17 +37,3 @@ class TorchAccelerator(Device):
 
     def describe(self) -> str:
         return f"{self.torch_device} ({self._module().get_device_name(self.index)})"
-
-
-class CudaDevice(TorchAccelerator):
-    """NVIDIA GPUs (and AMD ones under a ROCm build), connected by NCCL."""
-
-    type = "cuda"
-    collective_backend = "nccl"
-
-
-class XpuDevice(TorchAccelerator):
-    """Intel GPUs through upstream torch, connected by XCCL."""
-
-    type = "xpu"
-    collective_backend = "xccl"

@@ -14,17 +14,8 @@ __all__ = ["CpuDevice"]
 class CpuDevice(Device):
     """The CPU: every machine has it; gloo connects its processes."""
 
-    type = "cpu"
-    collective_backend = "gloo"
-
     @classmethod
-    def is_available(cls) -> bool:
-        return True
-
-    def set_device(self, local_rank: int) -> None:
-        self.index = None
-
-    def synchronize(self) -> None:
+    def obstacle(cls) -> str | None:
         return None
 
     def peak_memory_mib(self) -> float:
@@ -32,5 +23,6 @@ class CpuDevice(Device):
 
     def describe(self) -> str:
         return (
-            f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+            f"{self.name} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+            f"{torch.get_num_threads()} threads)"
         )

@@ -97,12 +97,24 @@ def build_tokenizer(recipe: Config) -> PreTrainedTokenizerBase:
     return TOKENIZERS.build(section_of(recipe, "tokenizer"))
 
 
-def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The model of a recipe, on the CPU; random heads and weights come from the recipe's seed."""
+def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Device | None = None) -> nn.Module:
+    """The model of a recipe, on the CPU, laid out for ``device``; random heads and weights come from the seed.
+
+    Raises:
+        DeviceError: The device has no autocast for the model's precision, or cannot compile it.
+    """
     import torch
 
     torch.manual_seed(seed_of(recipe))
-    return MODELS.build({**section_of(recipe, "model"), "tokenizer": tokenizer})
+    options = {**section_of(recipe, "model"), "tokenizer": tokenizer}
+    if device is not None and device.static_shapes:
+        options["static_shapes"] = True
+    if device is not None and options.get("compile") is True:
+        options["compile"] = device.compile_backend
+    model = MODELS.build(options)
+    if device is not None:
+        device.check_precision(getattr(model, "precision", torch.float32))
+    return model
 
 
 def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
@@ -131,14 +143,14 @@ def build_eval_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks:
     return EvalLoader(dataset, **options, rank=ranks.rank, world_size=ranks.world_size)
 
 
-def build_parts(recipe: Config, ranks: Ranks) -> Parts:
-    """Build tokenizer, data and model of a recipe."""
+def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> Parts:
+    """Build tokenizer, data and model of a recipe, the model for ``device``."""
     options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
     tokenizer = build_tokenizer(recipe)
     train_set = build_dataset(recipe, "train_dataloader", tokenizer)
     train_loader = StepLoader(train_set, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
     val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
-    model = build_model(recipe, tokenizer)
+    model = build_model(recipe, tokenizer, device)
     for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
         if loader is not None:
             check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
@@ -184,6 +196,11 @@ def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, A
         raise ConfigError(
             f"strategy {name!r} needs processes to share the work: set NPROC_PER_NODE, or leave --strategy out"
         )
+    if device.rewrites_model and not strategy.keeps_model_whole:
+        raise ConfigError(
+            f"device {device.name!r} rewrites the model, and {strategy.__name__} splits it among the processes: choose "
+            "device 'cpu', or strategy 'ddp'"
+        )
     return {**config, "type": strategy, "device": device}
 
 
@@ -216,7 +233,7 @@ def build_runner(
         device = find_device(recipe.get("device"))
         device.set_device(ranks.local_rank)
     strategy = strategy_config(recipe, ranks, device)
-    parts = build_parts(recipe, ranks)
+    parts = build_parts(recipe, ranks, device)
     pinned, unpinned = pin_revisions(recipe)
     for line in unpinned:
         logger.info("%s", line)

@@ -30,10 +30,11 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
     Raises:
         UserError: What a run with this recipe would raise before its first step.
     """
-    strategy_config(recipe, ranks, device or find_device(recipe.get("device")))
+    device = device or find_device(recipe.get("device"))
+    strategy_config(recipe, ranks, device)
     yield "# ---- resolved recipe"
     yield recipe_text(recipe).rstrip()
-    parts = build_parts(recipe, ranks)
+    parts = build_parts(recipe, ranks, device)
     yield "# ---- data"
     for split, loader in (("train", parts.train_loader), ("val", parts.val_loader)):
         if loader is not None:

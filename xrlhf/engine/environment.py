@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from xrlhf.devices import DEVICES
+from xrlhf.devices import DEVICES, find_device
 from xrlhf.version import __version__
 
 __all__ = ["environment_report"]
@@ -18,6 +18,13 @@ _PACKAGES = (
     "torch", "transformers", "tokenizers", "mmengine", "datasets", "peft", "safetensors", "numpy", "pyarrow",
     "deepspeed", "flash-attn", "bitsandbytes", "intel-extension-for-pytorch", "habana-torch-plugin", "vllm",
 )  # fmt: skip
+_VARIABLES = (
+    "DS_ACCELERATOR",
+    "PT_HPU_LAZY_MODE",
+    "CUDA_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "HABANA_VISIBLE_MODULES",
+)
 _LEAST_SHARED_MEMORY_MIB = 64
 
 
@@ -32,12 +39,10 @@ def environment_report() -> list[str]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines.append(f"cpu: {cpus} usable, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     for name, device in DEVICES.items():
-        if not device.is_available():
-            lines.append(f"device {name}: not usable")
-            continue
-        found = device()
-        found.set_device(0)
-        lines.append(f"device {name}: {found.describe()}")
+        obstacle = device.obstacle()
+        lines.append(f"device {name}: " + (device().describe() if obstacle is None else f"not usable: {obstacle}"))
+    lines.append(f"device of a run that names none: {find_device().name}")
+    lines += [f"{name}: {os.environ[name]}" for name in _VARIABLES if name in os.environ]
     if torch.version.cuda:
         lines.append(f"cuda build: {torch.version.cuda}")
     free = shutil.disk_usage(".").free / 2**30

@@ -31,6 +31,7 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
 
     Raises:
         ConfigError: The recipe has no validation set.
+        DeviceError: The device cannot compute in the recipe's precision.
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
         ModelError: The recipe's model gives no scores.
     """
@@ -41,17 +42,21 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
         backbone = backbone_from_pretrained(checkpoint, require_head=True)
         # The loss adds its metrics; the head is the directory's own.
         model = RewardModel(
-            backbone, precision=recipe.model.get("precision", "float32"), loss=_loss_for(backbone, recipe)
+            backbone,
+            precision=recipe.model.get("precision", "float32"),
+            loss=_loss_for(backbone, recipe),
+            static_shapes=device.static_shapes,
         )
     else:
         state = load_checkpoint(Path(checkpoint))
-        built = build_model(recipe, tokenizer)
+        built = build_model(recipe, tokenizer, device)
         if not isinstance(built, RewardModel):
             raise ModelError(f"the recipe's model is a {type(built).__name__}: only reward models can be tested so far")
         model = built
         load_strictly(model, state["state_dict"], model.checkpoint_names(), checkpoint)
     loader = build_eval_loader(recipe, tokenizer)
     check_attributes(model, "val_dataloader", loader.dataset)
+    device.check_precision(model.precision)
     model = model.to(device.torch_device).eval()
     return evaluate_batches(model, loader, device).compute(loader.dataset.names)
 

@@ -174,6 +174,9 @@ def start_process_group(device: Device, ranks: Ranks, timeout_seconds: float = 1
     if not ranks.is_distributed:
         return
     os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(ranks.local_rank))
+    device.prepare_process_group(
+        rank=ranks.rank, world_size=ranks.world_size, local_rank=ranks.local_rank, launcher=ranks.launcher
+    )
     # Left unset, mmengine would set them to 1 with a warning for each process.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(torch.get_num_threads()))

@@ -17,7 +17,7 @@ from xrlhf.registry import LOG_PROCESSORS
 
 __all__ = ["StepLogProcessor", "check_log_level", "join_loggers", "start_logging"]
 
-_CURRENT = ("lr", "memory")
+_CURRENT = ("lr", "memory", "num_skipped")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 

@@ -11,9 +11,12 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from xrlhf.devices import CpuDevice, Device
 from xrlhf.errors import ConfigError, ModelError
 
 __all__ = ["StepOptimWrapper", "build_optim_wrapper", "build_param_schedulers"]
+
+_SCALE = "loss_scaler"
 
 
 class StepOptimWrapper(OptimWrapper):
@@ -22,36 +25,86 @@ class StepOptimWrapper(OptimWrapper):
     Args:
         optimizer: The optimizer.
         max_grad_norm: Largest 2-norm of all gradients together; larger ones are scaled down. None never clips.
+        device: Where the weights are; the CPU if None.
+        scaler: The loss scale of training in float16; None without.
+        parameters: Whose gradients are clipped; those that the optimizer updates if None. A device may keep others for
+            the optimizer than the model computes with.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float | None = None,
+        *,
+        device: Device | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        parameters: Sequence[nn.Parameter] | None = None,
+    ) -> None:
         super().__init__(optimizer)
         self.max_grad_norm = max_grad_norm
+        self.device = device or CpuDevice()
+        self.scaler = scaler
+        self.parameters = parameters
 
     def get_lr(self) -> dict[str, list[float]]:
         """Learning rate of each parameter group, under the one name that the log shows."""
         return {"lr": [group["lr"] for group in self.optimizer.param_groups]}
 
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss to go backward from: small gradients of a float16 loss would be 0 without its scale."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
     def clip_gradients(self) -> torch.Tensor:
-        """Clip, and return the norm before clipping, a scalar tensor."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        """Take the loss scale out of the gradients, clip, and return the norm before clipping, a scalar tensor."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        parameters = self.parameters
+        if parameters is None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return self.device.clip_gradients([p for p in parameters if p.grad is not None], limit)
+
+    def step(self, **kwargs: Any) -> None:
+        """Update the weights with clipped gradients that are known to be finite."""
+        super().step(**kwargs)
+        if self.scaler is not None:
+            # Not through the scaler, which would wait for the device to learn what the caller knows already.
+            self.scaler.update()
+
+    def skip_step(self) -> None:
+        """Lower the loss scale, since gradients were not finite, in the place of :meth:`step`."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, and that of the loss scale."""
+        state = super().state_dict()
+        return state if self.scaler is None else {**state, _SCALE: self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave; a state without a loss scale leaves it at its beginning."""
+        scale = state_dict.get(_SCALE)
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != _SCALE})
+        if self.scaler is not None and scale is not None:
+            self.scaler.load_state_dict(scale)
 
 
-def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOptimWrapper:
-    """The optimizer of a recipe over the trainable parameters of ``model``.
+def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any], device: Device | None = None) -> StepOptimWrapper:
+    """The optimizer of a recipe over the trainable parameters of ``model``, which the device may rewrite in place.
 
     Args:
         model: The model, on its device.
         config: ``optimizer`` (a dict whose ``type`` names a torch optimizer; it runs as one fused kernel where torch
             has one, unless the dict says ``fused`` or ``foreach``), ``max_grad_norm``, and ``decay_all``: by default
             biases and parameters with one dimension (norm weights) take no weight decay.
+        device: The device; the CPU if None.
 
     Raises:
         ConfigError: An option the optimizer does not have.
-        ModelError: Nothing is trainable.
+        DeviceError: The device cannot train in the model's precision.
+        ModelError: Nothing is trainable, or float16 weights are.
     """
+    device = device or CpuDevice()
     unknown = set(config) - {"optimizer", "max_grad_norm", "decay_all", "type"}
     if unknown or "optimizer" not in config:
         raise ConfigError(
@@ -64,6 +117,13 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
             (decayed if parameter.ndim > 1 or config.get("decay_all", False) else plain).append(parameter)
     if not decayed and not plain:
         raise ModelError("no parameter of the model is trainable")
+    precision = getattr(model, "precision", torch.float32)
+    device.check_precision(precision)
+    if any(parameter.dtype is torch.float16 for parameter in (*decayed, *plain)):
+        raise ModelError(
+            "weights held in float16 cannot be trained, since their updates would round to nothing: leave the "
+            "backbone's dtype at float32, and set precision='float16' to compute in it"
+        )
     groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
@@ -73,11 +133,21 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any]) -> StepOpti
     options = {**config["optimizer"], "params": groups}
     try:
         optimizer = OPTIMIZERS.build(dict(options))
-        if _takes_one_kernel(optimizer):
+        own = device.fused_optimizer(type(optimizer), set(options) - {"type"})
+        if own is not None:
+            optimizer = OPTIMIZERS.build({**options, "type": own})
+        elif device.fused_optimizers and _takes_one_kernel(optimizer):
             optimizer = OPTIMIZERS.build({**options, "fused": True})
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"optim_wrapper.optimizer: {error}") from error
-    return StepOptimWrapper(optimizer, max_grad_norm)
+    device.optimize(model, optimizer)
+    return StepOptimWrapper(
+        optimizer,
+        max_grad_norm,
+        device=device,
+        scaler=device.grad_scaler() if precision is torch.float16 else None,
+        parameters=[p for p in model.parameters() if p.requires_grad] if device.rewrites_model else None,
+    )
 
 
 def _takes_one_kernel(optimizer: torch.optim.Optimizer) -> bool:

@@ -85,7 +85,7 @@ class Scorer:
         tokenizer = read_tokenizer(tokenizer_location(path), trust_remote_code=trust_remote_code)
         check_vocabulary(backbone, tokenizer)
         _end_with_reward_token(backbone, tokenizer)
-        model = RewardModel(backbone).to(device.torch_device).eval()
+        model = RewardModel(backbone, static_shapes=device.static_shapes).to(device.torch_device).eval()
         return cls(model, tokenizer, device, max_length=max_length, truncation=truncation, token_budget=token_budget)
 
     def score(self, groups: Sequence[Group]) -> list[list[float] | RowError]:

@@ -59,7 +59,8 @@ class RewardModel(nn.Module):
         attention: What computes the attention of packed rows: ``"auto"`` for the best that fits device and model, or
             one of :data:`xrlhf.ops.attention.BACKENDS` by name.
         compile: Compile the layers with ``torch.compile``, attention apart: steps get faster, the first ones take
-            longer, and a C++ compiler has to be installed.
+            longer, and a C++ compiler has to be installed. A name in the place of True insists on one of torch's
+            compile backends; True takes that of the device.
 
     Attributes:
         head: The head.
@@ -87,7 +88,7 @@ class RewardModel(nn.Module):
         layout: str = "auto",
         static_shapes: bool = False,
         attention: str = "auto",
-        compile: bool = False,
+        compile: bool | str = False,
         head: Head | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class RewardModel(nn.Module):
             backbone if lora is None else add_lora(backbone, self.head_name, lora, _new_token_ids(tokenizer))
         )
         if compile:
-            _compile_layers(self.hf_model)
+            _compile_layers(self.hf_model, "inductor" if compile is True else compile, dynamic=not static_shapes)
         self.loss = None if loss is None else _build_loss(loss)
         if self.loss is not None and self.head.names:
             _check_loss(self.loss, self.head)
@@ -135,6 +136,11 @@ class RewardModel(nn.Module):
     def hf_model(self) -> PreTrainedModel:
         """The ``...ForSequenceClassification`` model, under any adapters."""
         return self.backbone.get_base_model() if self.uses_lora else self.backbone  # type: ignore[return-value,operator]
+
+    @property
+    def float32_modules(self) -> tuple[nn.Module, ...]:
+        """Parts that compute in float32 whatever the precision, for whoever converts weights."""
+        return (getattr(self.hf_model, self.head_name),)
 
     @property
     def max_conversation_length(self) -> int | None:
@@ -258,14 +264,14 @@ def _new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
 
 
-def _compile_layers(model: PreTrainedModel) -> None:
+def _compile_layers(model: PreTrainedModel, backend: str, dynamic: bool) -> None:
     """Compile every layer in its place, so that all of them share one program and no name changes."""
     layers = decoder_layers(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} does not say what its layers are: leave compile out")
     for layer in layers:
-        # Rows of another length shall not be compiled anew.
-        layer.compile(dynamic=True)
+        # Rows of another length shall not be compiled anew, unless there are but few lengths.
+        layer.compile(backend=backend, dynamic=dynamic)
 
 
 def _end_of_short_rope(config: PreTrainedConfig) -> int | None:

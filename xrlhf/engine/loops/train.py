@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -18,8 +19,12 @@ from xrlhf.structures import PackedBatch
 
 __all__ = ["GroupTrainLoop"]
 
+logger = logging.getLogger("xrlhf")
+
 _ROWS_NAMED = 8
 _RANKED = ("acc", "margin")
+_MOST_SKIPPED_IN_A_ROW = 25
+"""A loss scale begins at 2**16 and is halved each time: after so many it is too small for any use."""
 
 
 @LOOPS.register_module()
@@ -69,6 +74,8 @@ class GroupTrainLoop(BaseLoop):
         self._iter = 0
         self.count_flops: Callable[[PackedBatch], float] | None = None
         self.flops_per_second: float | None = None
+        self._num_skipped = 0
+        self._skipped_in_a_row = 0
 
     @property
     def max_iters(self) -> int:
@@ -130,6 +137,7 @@ class GroupTrainLoop(BaseLoop):
             with strategy.accumulate(last=number == len(batches.batches) - 1):
                 output = self.runner.model(batch)
                 strategy.backward(output.loss / batches.num_groups)
+            device.mark_step()
             losses.append((batch.group_ids, output.group_losses))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -140,9 +148,15 @@ class GroupTrainLoop(BaseLoop):
         # The only wait for the device in a step: everything the log and the check need comes in one transfer.
         *values, norm = torch.cat([totals, grad_norm.reshape(1).to(totals)]).tolist()
         total = dict(zip(sums, values, strict=True))
-        if not math.isfinite(total["loss"]) or not math.isfinite(norm):
+        is_finite = math.isfinite(norm)
+        if not math.isfinite(total["loss"]) or not (is_finite or strategy.survives_overflow):
             raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / batches.num_groups, norm))
-        strategy.step()
+        if is_finite:
+            strategy.step()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(batches.step)
+        device.mark_step()
         elapsed = time.perf_counter() - began
         num_tokens, num_flops = total.pop("num_tokens"), total.pop("num_flops")
         self.flops_per_second = None if self.count_flops is None else num_flops / elapsed
@@ -154,7 +168,24 @@ class GroupTrainLoop(BaseLoop):
             "tokens_per_second": num_tokens / elapsed,
             "groups_per_second": batches.num_groups / elapsed,
             "memory": device.peak_memory_mib(),
+            **({"num_skipped": float(self._num_skipped)} if strategy.survives_overflow else {}),
         }
+
+    def _skip(self, step: int) -> None:
+        """Leave the weights alone in a step whose scaled gradients were too large for float16."""
+        self.runner.strategy.skip_step()
+        self._num_skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"step {step + 1}: the gradients of {self._skipped_in_a_row} steps in a row were not finite in "
+                "float16, whatever the loss scale: set precision='bfloat16' or 'float32'"
+            )
+        logger.info(
+            "step %d is skipped: gradients too large for float16, so the loss scale is lowered (%d skipped so far)",
+            step + 1,
+            self._num_skipped,
+        )
 
     def _flops_of(self, batches: StepBatches) -> float:
         """FLOPs of this process's share of a step; filler does not count."""

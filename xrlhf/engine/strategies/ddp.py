@@ -37,7 +37,6 @@ class DDPStrategy(DistributedStrategy):
         names = inspect.signature(DistributedDataParallel).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         options: dict[str, Any] = {switch: False, **self.device.ddp_kwargs()}
-        model = super().wrap(model)
         return DistributedDataParallel(model, find_unused_parameters=self.find_unused_parameters, **options)
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:

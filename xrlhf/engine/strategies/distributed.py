@@ -19,7 +19,7 @@ class DistributedStrategy(SingleStrategy):
 
     def backward(self, loss: Tensor) -> None:
         # Gradients are averaged over the processes; a step's loss is a sum over them.
-        (loss * self.world_size).backward()
+        super().backward(loss * self.world_size)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         values = values.clone()

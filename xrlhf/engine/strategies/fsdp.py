@@ -38,6 +38,8 @@ class FSDPStrategy(DistributedStrategy):
         **kwargs: As :class:`SingleStrategy`.
     """
 
+    keeps_model_whole = False
+
     def __init__(
         self,
         *,
@@ -51,7 +53,7 @@ class FSDPStrategy(DistributedStrategy):
         self.cpu_offload = cpu_offload
         super().__init__(**kwargs)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module) -> nn.Module:
         # torch 2.13 warns of calls of its own, every step.
         warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xrlhf.devices import Device
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from xrlhf.engine.optim import StepOptimWrapper, build_optim_wrapper, build_param_schedulers
-from xrlhf.errors import CheckpointError, TrainingError
+from xrlhf.errors import CheckpointError, ConfigError, TrainingError
 from xrlhf.registry import STRATEGIES
 from xrlhf.version import __version__
 
@@ -34,13 +34,17 @@ class SingleStrategy(BaseStrategy):
 
     A strategy wraps the model from outside: it decides how gradients of several processes meet, and how state is
     saved and loaded. The loop calls :meth:`accumulate`, :meth:`backward`, :meth:`clip_gradients` and
-    :meth:`step`, in this order.
+    :meth:`step` (or :meth:`skip_step`), in this order.
 
     Args:
         device: The device of this process.
         **kwargs: As mmengine's ``BaseStrategy``.
+
+    Attributes:
+        keeps_model_whole: Whether every process holds the whole model as it is, so that a device may rewrite it.
     """
 
+    keeps_model_whole: bool = True
     optim_wrapper: StepOptimWrapper
     _prepared: bool
 
@@ -66,22 +70,28 @@ class SingleStrategy(BaseStrategy):
         if self._prepared:
             return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})
-        self.model = self.wrap(self.build_model(model))
+        placed = self.place(self.build_model(model))
         if optim_wrapper is not None:
-            self.optim_wrapper = build_optim_wrapper(self.model, optim_wrapper)
+            self.optim_wrapper = build_optim_wrapper(placed, optim_wrapper, self.device)
+            if self.optim_wrapper.scaler is not None and not self.keeps_model_whole:
+                raise ConfigError(
+                    f"{type(self).__name__} does not train in float16, whose loss scale needs the gradients whole: "
+                    "choose precision 'bfloat16', or strategy 'ddp'"
+                )
             self.param_schedulers = build_param_schedulers(
                 param_scheduler, self.optim_wrapper, self.dispatch_kwargs["max_iters"]
             )
-            self.bind_optimizer()
+        self.model = self.wrap(placed)
         self._prepared = True
         return self._prepared_components()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, built on the CPU, as this strategy trains it on its device."""
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model, built on the CPU, on its device, as the optimizer is to see it."""
         return model.to(self.device.torch_device)
 
-    def bind_optimizer(self) -> None:
-        """What remains to be done once there is an optimizer over the wrapped model."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What training calls in the place of the model; the optimizer, if there is one, exists."""
+        return model
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Surrounds one micro-batch; ``last`` says that the gradients are complete after it."""
@@ -89,7 +99,12 @@ class SingleStrategy(BaseStrategy):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's share of the step's loss."""
-        loss.backward()
+        self.optim_wrapper.scale_loss(loss).backward()
+
+    @property
+    def survives_overflow(self) -> bool:
+        """Whether gradients that are not finite only mean that the loss scale of float16 was too large."""
+        return self.optim_wrapper.scaler is not None
 
     def clip_gradients(self) -> Tensor:
         """Clip the complete gradients; their norm before clipping, the same on every rank."""
@@ -98,6 +113,11 @@ class SingleStrategy(BaseStrategy):
     def step(self) -> None:
         """Update the weights and clear the gradients."""
         self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
+
+    def skip_step(self) -> None:
+        """Leave the weights as they are, clear the gradients, and lower the loss scale."""
+        self.optim_wrapper.skip_step()
         self.optim_wrapper.zero_grad()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class ZeROStrategy(DistributedStrategy):
         LaunchError: DeepSpeed is not installed.
     """
 
+    keeps_model_whole = False
+
     def __init__(
         self, *, stage: int, cpu_offload: bool = False, config: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
@@ -65,14 +67,15 @@ class ZeROStrategy(DistributedStrategy):
     def module(self) -> nn.Module:
         return getattr(self.model, "module", self.model)
 
-    def bind_optimizer(self) -> None:
+    def wrap(self, model: nn.Module) -> nn.Module:
         deepspeed = _import_deepspeed(self.device.type)
         optimizer = self.optim_wrapper.optimizer
         # DeepSpeed puts flat tensors of its own in the place of the parameters.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.model, *_ = deepspeed.initialize(
-            model=self.model, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
         )
+        return engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage}

@@ -1,0 +1,108 @@
+"""Trains the project's reward model on the fake device; test_fake_device starts it and reads what it writes.
+
+Argument: a folder. Writes ``found.pt`` into it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
+
+from fake_device import FakeDevice, FakeDeviceTensor, set_up
+from toy import pairs, run_of, tiny_reward_model, train
+
+from xrlhf.data.packing import pack
+from xrlhf.devices import CpuDevice, Device
+from xrlhf.engine.strategies import SingleStrategy
+from xrlhf.evaluation.batches import evaluate_batches
+from xrlhf.evaluation.metrics import GroupMetrics
+from xrlhf.models import RewardModel
+
+ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
+
+
+def trained(folder: Path, name: str, device: Device, *, padded: bool = False, lora: bool = False) -> dict[str, Any]:
+    """Logs, weights and scores of four steps."""
+    model = tiny_reward_model(0.0 if lora else None, static_shapes=padded)
+    strategy = SingleStrategy(
+        device=device,
+        work_dir=str(folder / name),
+        env_kwargs={"launcher": "none", "randomness": {"seed": 0}},
+        experiment_name=name,
+    )
+    run = run_of(model, pairs(), folder / name, max_steps=4, optim_wrapper=ADAMW, strategy=strategy)
+    logs = train(run)
+    with torch.no_grad():
+        scores = model.eval().score(pack(pairs(6).groups).to(device.torch_device))
+    return {
+        "layout": model.layout,
+        "logs": logs,
+        "on_fake_device": all(isinstance(p, FakeDeviceTensor) for p in model.parameters()),
+        "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "scores": scores.cpu(),
+    }
+
+
+def message_of(call: Any) -> str:
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+class Forgetful(RewardModel):
+    """Makes a tensor without saying where."""
+
+    def score(self, batch: Any) -> torch.Tensor:
+        scores = super().score(batch)
+        return scores + torch.ones(scores.shape)
+
+
+def metrics_on(device: Device) -> dict[str, float]:
+    """Of a validation set in memory."""
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    groups = pairs(6).groups
+    item = SimpleNamespace(batch=pack(groups), datasets=np.zeros(len(groups), dtype=np.int64))
+    model = tiny_reward_model().to(device.torch_device).eval()
+    metrics: GroupMetrics = evaluate_batches(model, [item], device)  # type: ignore[arg-type]
+    return metrics.compute(["toy"])
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    library = set_up()
+    fake = FakeDevice()
+    fake.set_device(0)
+    model = tiny_reward_model().to(fake.torch_device)
+    batch = pack(pairs(2).groups)
+    forgetful = tiny_reward_model()
+    forgetful.__class__ = Forgetful
+    found = {
+        "fake": trained(folder, "fake", fake),
+        "cpu": trained(folder, "cpu", CpuDevice()),
+        "fake, padded": trained(folder, "fake_padded", FakeDevice(static_shapes=True), padded=True),
+        "cpu, padded": trained(folder, "cpu_padded", CpuDevice(), padded=True),
+        "fake, lora": trained(folder, "fake_lora", fake, lora=True),
+        "cpu, lora": trained(folder, "cpu_lora", CpuDevice(), lora=True),
+        "metrics": [metrics_on(device) for device in (fake, CpuDevice())],
+        "batch_left_behind": message_of(lambda: model.score(batch)),
+        "tensor_left_behind": message_of(lambda: forgetful.to("fakedev:0").score(batch.to("fakedev:0"))),
+        "sum_of_both": message_of(lambda: torch.ones(2, device="fakedev:0") + torch.ones(2)),
+    }
+    torch.save(found, folder / "found.pt")
+    del library
+
+
+if __name__ == "__main__":
+    main()

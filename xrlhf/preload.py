@@ -1,0 +1,31 @@
+"""Environment variables that a device's own libraries read once, when they are imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from importlib.util import find_spec
+
+__all__ = ["GAUDI_MODE", "set_library_environment"]
+
+GAUDI_MODE = "PT_HPU_LAZY_MODE"
+"""0 for eager mode, 1 for lazy mode."""
+
+# Unset, the mode means lazy to transformers and accelerate, and eager to Gaudi's software from 1.20 on. The second one
+# keeps int64 tensors from being cast (transformers, docs/source/en/perf_train_gaudi.md).
+_GAUDI = {GAUDI_MODE: "0", "PT_ENABLE_INT64_SUPPORT": "1"}
+
+
+def set_library_environment(environment: MutableMapping[str, str] | None = None) -> None:
+    """Set what is not set yet, for the libraries that are installed; nothing where none is.
+
+    Has to run before torch is imported, since torch itself imports the libraries of some devices.
+
+    Args:
+        environment: The process's own if None.
+    """
+    if find_spec("habana_frameworks") is None:
+        return
+    env = os.environ if environment is None else environment
+    for name, value in _GAUDI.items():
+        env.setdefault(name, value)
