@@ -36,7 +36,7 @@ def tell_libraries(name: str, torch_type: str, ds_accelerator: str) -> None:
     os.environ[_DEEPSPEED] = _told = ds_accelerator
     loaded: Any = sys.modules.get("deepspeed.accelerator.real_accelerator")
     if loaded is not None:
-        # mmengine imports DeepSpeed where it is installed, which chooses at once; next time it reads the variable anew.
+        # mmengine imports DeepSpeed where that is installed; it chooses at once, and reads the variable if asked anew.
         loaded.ds_accelerator = None
 
     import mmengine.device.utils
