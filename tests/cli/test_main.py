@@ -226,7 +226,7 @@ def test_a_device_or_strategy_that_is_not_there(
 ) -> None:
     recipe = tiny_recipe()
     assert complaint("train", recipe, "--device", "tpu") == (
-        "error: unknown device 'tpu': choose one of cuda, xpu, cpu"
+        "error: unknown device 'tpu': choose one of cuda, xpu, hpu, ipex, cpu"
     )
     assert complaint("train", recipe, "--strategy", "zero9") == (
         "error: unknown strategy 'zero9': choose one of single, ddp"
