@@ -101,7 +101,7 @@ def plain_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention under a mask (B or 1, 1, T, keys), for whoever has no interface or asks for ``eager``."""
+    """PyTorch's attention under a mask (B or 1, 1, T, keys), where there is no interface."""
     groups = query.shape[1] // key.shape[1]
     states = nn.functional.scaled_dot_product_attention(
         query,
@@ -111,6 +111,25 @@ def plain_attention(
         scale=scaling,
     )
     return states.transpose(1, 2).contiguous(), None
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain products, under a mask that is added to the scores; also gives the weights."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    states = weights @ value.repeat_interleave(groups, dim=1)
+    return states.transpose(1, 2).contiguous(), weights
 
 
 class InternLM2Attention(nn.Module):
@@ -145,7 +164,7 @@ class InternLM2Attention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Any = plain_attention
         if _INTERFACE:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, plain_attention)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         states, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
         return self.wo(states.reshape(rows, length, -1))
 
