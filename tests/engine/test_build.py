@@ -248,7 +248,7 @@ def test_options_of_a_strategy() -> None:
 @pytest.mark.parametrize(
     ("chosen", "ranks", "message"),
     [
-        ("zero9", Ranks(), r"^unknown strategy 'zero9': choose one of single, ddp$"),
+        ("zero9", Ranks(), r"^unknown strategy 'zero9': choose one of single, ddp, fsdp, fsdp_offload, zero1, "),
         # Each process would train on its share and never hear of the other's.
         ("single", TWO, r"^strategy 'single' trains in one process and 2 were started: choose 'ddp', or start one$"),
         ("ddp", Ranks(), r"^strategy 'ddp' needs processes to share the work: set NPROC_PER_NODE, or leave --strategy"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from xrlhf.engine.checkpoint import check_tensors
 from xrlhf.engine.strategies.distributed import DistributedStrategy
-from xrlhf.errors import ConfigError, LaunchError
+from xrlhf.errors import ConfigError
 from xrlhf.registry import STRATEGIES
 
 __all__ = ["ZeROStrategy"]
@@ -47,8 +46,7 @@ class ZeROStrategy(DistributedStrategy):
         **kwargs: As :class:`SingleStrategy`.
 
     Raises:
-        ConfigError: An unknown stage.
-        LaunchError: DeepSpeed is not installed.
+        ConfigError: An unknown stage, or DeepSpeed is not installed.
     """
 
     keeps_model_whole = False
@@ -68,7 +66,7 @@ class ZeROStrategy(DistributedStrategy):
         return getattr(self.model, "module", self.model)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        deepspeed = _import_deepspeed(self.device.type)
+        deepspeed = _import_deepspeed()
         optimizer = self.optim_wrapper.optimizer
         # DeepSpeed puts flat tensors of its own in the place of the parameters.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
@@ -240,13 +238,7 @@ def _goes_by_element(state_of_flat: tuple[Tensor, dict[str, Any]], name: str) ->
     return isinstance(values[name], Tensor) and values[name].shape == flat.shape
 
 
-def _import_deepspeed(device_type: str) -> Any:
-    # DeepSpeed looks for a device of its own while it is imported.
-    chosen = os.environ.setdefault("DS_ACCELERATOR", device_type)
-    if chosen != device_type:
-        raise LaunchError(
-            f"DS_ACCELERATOR={chosen}, but the run is on {device_type}: unset it, or name the same device"
-        )
+def _import_deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError as error:
