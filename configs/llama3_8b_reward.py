@@ -1,10 +1,10 @@
 """Llama-3-8B-Instruct to a Bradley-Terry reward model on preference_700K at 4096 tokens, the settings of RLHFlow.
 
-Launch:  xrlhf train configs/llama3_8b_reward.py
+Launch:  NPROC_PER_NODE=8 xrlhf train configs/llama3_8b_reward.py --strategy zero3
          NPROC_PER_NODE=8 xrlhf train llama3_8b_reward dtype=bfloat16 lr=1e-4 lora="{r: 64, lora_alpha: 128}"
-Needs:   for the first line 120 GiB on every GPU, for 8 billion weights, gradients and Adam in float32, and room for
-         activations, so none of 80 GiB will do; for the second, which trains adapters, 15 GiB for the frozen base
-         in bfloat16, and room for activations
+Needs:   for the first line 15 GiB on each of eight GPUs, for their share of 8 billion weights, gradients and Adam in
+         float32 (120 GiB in all), and room for activations; 30 GiB of host memory a process while it starts; for the
+         second, which trains adapters, 15 GiB for the frozen base in bfloat16, and room for activations
 Expect:  a loss of 0.6931 (ln 2) at step 1, as every score is 0, then falling
 
 The template ends on <|eot_id|>, which is scored; padding is a reserved token, so that the embeddings get no new row.
