@@ -229,7 +229,8 @@ def test_a_device_or_strategy_that_is_not_there(
         "error: unknown device 'tpu': choose one of cuda, xpu, hpu, ipex, cpu"
     )
     assert complaint("train", recipe, "--strategy", "zero9") == (
-        "error: unknown strategy 'zero9': choose one of single, ddp"
+        "error: unknown strategy 'zero9': choose one of single, ddp, fsdp, fsdp_offload, zero1, zero2, zero2_offload, "
+        "zero3, zero3_offload"
     )
     assert complaint("train", recipe, "--strategy", "ddp").startswith("error: strategy 'ddp' needs processes to share")
     assert complaint("train", recipe, "--launcher", "srun").startswith("error: unknown launcher 'srun': choose one of")

@@ -43,7 +43,13 @@ def train(
     launcher: Annotated[str, typer.Option(help="What started the processes: none, pytorch, slurm or mpi.")] = "none",
     strategy: Annotated[
         Optional[str],
-        typer.Option(help="single or ddp; by the number of processes if not given."),
+        typer.Option(
+            "--strategy",
+            "--deepspeed",
+            metavar="NAME",
+            help="single, ddp, fsdp, zero1, zero2 or zero3 (or fsdp_offload, ...); by the number of processes if not "
+            "given.",
+        ),
     ] = None,
     device: DeviceName = None,
     seed: Annotated[Optional[int], typer.Option(help="In place of the recipe's seed.")] = None,
