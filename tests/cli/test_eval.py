@@ -124,7 +124,9 @@ def test_a_model_without_a_head(complaint: Callable[..., str], tmp_path: Path, e
     LlamaForCausalLM(LlamaConfig(**config, num_attention_heads=2, pad_token_id=0)).save_pretrained("lm")
     byte_tokenizer().save_pretrained("lm")
     line = complaint("lm", "--data", "pairs.jsonl", "--out", "out")
-    assert line == "'lm' holds no score head: it is a language model, not a reward model"
+    assert line.startswith(
+        "'lm' holds no score head: it is a language model, not a reward model; name what 'xrlhf conv"
+    )
     assert complaint("gone/", "--data", "pairs.jsonl", "--out", "out").startswith("no model at 'gone/'")
     assert not (tmp_path / "out").exists()
 

@@ -219,17 +219,24 @@ def test_leaving_early_stops_loading(dataset: GroupDataset, monkeypatch: pytest.
 @pytest.mark.parametrize("world_size", [1, 2, 7])
 @pytest.mark.parametrize("budget", [50, 300, 10**6])
 def test_evaluation_sees_every_group_once(dataset: GroupDataset, world_size: int, budget: int) -> None:
+    """Every rank makes as many batches; those that only keep it in step hold one group and are marked."""
     seen: list[int] = []
+    lengths = set()
     for rank in range(world_size):
         loader = EvalLoader(dataset, token_budget=budget, rank=rank, world_size=world_size)
         items = list(loader)
         assert len(items) == len(loader)
+        lengths.add(len(items))
         for item in items:
+            if not item.is_counted:
+                assert item.batch.num_groups == 1
+                continue
             assert item.batch.num_tokens <= budget or item.batch.num_groups == 1
             assert item.batch.group_weights.all()
             assert item.datasets.tolist() == [int(index >= 20) for index in item.batch.group_ids]
             seen += item.batch.group_ids.tolist()
     assert sorted(seen) == list(range(NUM_GROUPS))
+    assert len(lengths) == 1
 
 
 def test_evaluation_repeats_itself(dataset: GroupDataset) -> None:

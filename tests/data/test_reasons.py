@@ -11,7 +11,10 @@ from xrlhf.data.reasons import Reason, RowError, kind_of, short
 from xrlhf.structures import Group
 
 BAD = {"not-json", "not-an-object", "missing-column", "wrong-type", "wrong-roles", "no-prompt", "bad-label"}
-DROPPED = {"empty", "unrated", "tie", "identical", "different-turns", "too-long", "duplicate", "below-minimum"}
+DROPPED = {
+    *("empty", "unrated", "tie", "identical", "different-turns", "too-long", "duplicate", "below-minimum"),
+    "no-attributes",
+}
 
 
 def test_bad_and_dropped_reasons_are_told_apart() -> None:

@@ -170,7 +170,7 @@ def test_the_backbone_gets_as_many_outputs_as_the_head_has() -> None:
     sizes = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     model = RewardModel({**spec, **sizes}, head=AttributeHead(WEIGHTS), loss=BinaryLoss())
     assert model.hf_model.score.out_features == 3
-    with pytest.raises(ModelError, match="no linear score head named score or classifier with 3 outputs"):
+    with pytest.raises(ModelError, match="no linear score head named score or classifier or v_head with 3 outputs"):
         RewardModel(tiny_backbone(), head=AttributeHead(WEIGHTS))
 
 
