@@ -2,8 +2,8 @@
 
 Launch:  xrlhf train configs/gemma_2b_reward.py
          NPROC_PER_NODE=8 xrlhf train configs/gemma_2b_reward.py --strategy zero3
-Needs:   37 GiB for 2.5 billion weights, gradients and Adam in float32, an eighth of it on each of eight GPUs under zero3,
-         and room for activations
+Needs:   37 GiB for 2.5 billion weights, gradients and Adam in float32, an eighth of it on each of eight GPUs under
+         zero3, and room for activations
 Expect:  a loss of 0.6931 (ln 2) at step 1, as every score is 0, then falling
 
 For smaller GPUs train adapters: --cfg-options dtype=bfloat16 lr=1e-4 lora="{r: 64, lora_alpha: 128}" holds the frozen
