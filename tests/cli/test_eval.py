@@ -97,7 +97,7 @@ def test_overwrite_takes_nothing_but_reports(exported: Path, complaint: Callable
             ["--benchmark", "rewardbench"],
             "--benchmark rewardbench: no benchmark has this name; known",
         ),
-        (json.dumps(PAIR), ["--format", "orcas"], "--format orcas: no row format has this name; known are"),
+        (json.dumps(PAIR), ["--format", "orcas"], "no format is called 'orcas'"),
         (
             json.dumps(PAIR),
             ["--format", "pair", "--benchmark", "llmbar"],

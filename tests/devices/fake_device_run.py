@@ -22,7 +22,6 @@ from xrlhf.data.packing import pack
 from xrlhf.devices import CpuDevice, Device
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.evaluation.batches import evaluate_batches
-from xrlhf.evaluation.metrics import GroupMetrics
 from xrlhf.models import RewardModel
 
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
@@ -61,21 +60,21 @@ def message_of(call: Any) -> str:
 class Forgetful(RewardModel):
     """Makes a tensor without saying where."""
 
-    def score(self, batch: Any) -> torch.Tensor:
-        scores = super().score(batch)
-        return scores + torch.ones(scores.shape)
+    def outputs(self, batch: Any) -> torch.Tensor:
+        outputs = super().outputs(batch)
+        return outputs + torch.ones(outputs.shape)
 
 
 def metrics_on(device: Device) -> dict[str, float]:
     """Of a validation set in memory."""
-    from types import SimpleNamespace
-
     import numpy as np
 
+    from xrlhf.data.loader import EvalBatch
+
     groups = pairs(6).groups
-    item = SimpleNamespace(batch=pack(groups), datasets=np.zeros(len(groups), dtype=np.int64))
+    item = EvalBatch(pack(groups), np.zeros(len(groups), dtype=np.int64))
     model = tiny_reward_model().to(device.torch_device).eval()
-    metrics: GroupMetrics = evaluate_batches(model, [item], device)  # type: ignore[arg-type]
+    metrics = evaluate_batches(model, [item], device)  # type: ignore[arg-type]
     return metrics.compute(["toy"])
 
 

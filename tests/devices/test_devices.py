@@ -210,7 +210,7 @@ def test_the_cpu() -> None:
     cpu = find_device("cpu")
     cpu.set_device(5)
     assert cpu.torch_device == torch.device("cpu")
-    assert cpu.process_group_backend == "cpu:gloo"
+    assert cpu.process_group_backend == "gloo"
     assert cpu.ddp_kwargs() == {"device_ids": None}
     cpu.synchronize()
     assert cpu.describe().startswith("cpu (")

@@ -84,7 +84,7 @@ def test_a_short_run(tmp_path: Path, command_environment: dict[str, str]) -> Non
         "--only",
         "Plackett-Luce",
         "--cfg-options",
-        "max_epochs=0.5",
+        "train_cfg.max_epochs=0.5",
         "max_length=256",
     ]
     for _ in range(2):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from xrlhf.cli.options import DeviceName, Dtype, MaxLength, TokenBudget, TruncationName
+from xrlhf.cli.options import (
+    DeviceName,
+    Dtype,
+    FormatName,
+    FormatOptions,
+    MaxLength,
+    TokenBudget,
+    TruncationName,
+    map_fn_of,
+)
 
 if TYPE_CHECKING:
     from xrlhf.evaluation.scorer import Scorer
@@ -61,9 +70,8 @@ def evaluate(
             "columns tell if not given.",
         ),
     ] = None,
-    row_format: Annotated[
-        Optional[str], typer.Option("--format", metavar="NAME", help="The map function that reads rows of pairs.")
-    ] = None,
+    format_name: FormatName = None,
+    format_options: FormatOptions = None,
     device: DeviceName = None,
     dtype: Dtype = "float32",
     max_length: MaxLength = None,
@@ -90,16 +98,17 @@ def evaluate(
       xrlhf eval reports/a reports/b --out reports/compared
     """
     from xrlhf.errors import ConfigError
-    from xrlhf.evaluation.benchmarks import BENCHMARKS, find_benchmark, find_map_fn, pairs_benchmark
+    from xrlhf.evaluation.benchmarks import BENCHMARKS, find_benchmark, pairs_benchmark
     from xrlhf.evaluation.report import FILES, build_report, check_can_write, write_report
     from xrlhf.evaluation.report.running import gather_runs
     from xrlhf.export.directory import check_new_directory, new_directory
 
-    if row_format is not None and benchmark not in (None, "pairs"):
+    map_fn = map_fn_of(format_name, format_options)
+    if map_fn is not None and benchmark not in (None, "pairs"):
         raise ConfigError(f"--format is for rows of pairs, and --benchmark is {benchmark}: leave one of them out")
     chosen = None if benchmark is None else find_benchmark(benchmark)
-    if row_format is not None:
-        chosen = pairs_benchmark(find_map_fn(row_format))
+    if map_fn is not None:
+        chosen = pairs_benchmark(map_fn)
     replace = FILES if overwrite else None
     check_can_write()
     check_new_directory(out, replace=replace)

@@ -10,16 +10,21 @@ import typer
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from xrlhf.data.table import MapFn
+
 __all__ = [
     "CfgOptions",
     "ConfigName",
     "DeviceName",
     "Dtype",
+    "FormatName",
+    "FormatOptions",
     "MaxLength",
     "Overrides",
     "TokenBudget",
     "TruncationName",
     "WorkDir",
+    "map_fn_of",
     "read_recipe",
 ]
 
@@ -45,6 +50,30 @@ MaxLength = Annotated[
 ]
 TruncationName = Annotated[str, typer.Option(help="For longer ones: drop (no score), prompt or end.")]
 TokenBudget = Annotated[int, typer.Option(help="Most tokens of one forward pass.")]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="The rows' format, as `xrlhf list-dataset-formats` names it."),
+]
+FormatOptions = Annotated[
+    list[str] | None,
+    typer.Option("--format-option", metavar="KEY=VALUE", help="An option of the format; may be given repeatedly."),
+]
+
+
+def map_fn_of(name: str | None, options: Sequence[str] | None) -> MapFn | None:
+    """The map function that ``--format`` and ``--format-option`` name; None where there is no format.
+
+    Raises:
+        ConfigError: No such format, or options that it does not take or that have none to belong to.
+    """
+    from xrlhf.errors import ConfigError
+    from xrlhf.evaluation.rows import format_map_fn
+
+    if name is None:
+        if options:
+            raise ConfigError("--format-option belongs to a format: name it with --format")
+        return None
+    return format_map_fn(name, options or ())
 
 
 def read_recipe(name: str, *overrides: Sequence[str] | None) -> Config:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from xrlhf.cli.options import DeviceName, Dtype, MaxLength, TokenBudget, TruncationName
+from xrlhf.cli.options import (
+    DeviceName,
+    Dtype,
+    FormatName,
+    FormatOptions,
+    MaxLength,
+    TokenBudget,
+    TruncationName,
+    map_fn_of,
+)
 from xrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,14 +32,8 @@ def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model: a directory or a hub name.")],
     data: Annotated[Path, typer.Option(help="JSON Lines (or JSON, gzip, Parquet) with conversations.")],
     out: Annotated[Path, typer.Option(help="JSON Lines to write: every row with its score.")],
-    format_name: Annotated[
-        Optional[str],
-        typer.Option("--format", metavar="NAME", help="The rows' format, as `xrlhf list-dataset-formats` names it."),
-    ] = None,
-    format_options: Annotated[
-        Optional[list[str]],
-        typer.Option("--format-option", metavar="KEY=VALUE", help="An option of the format; may be given repeatedly."),
-    ] = None,
+    format_name: FormatName = None,
+    format_options: FormatOptions = None,
     device: DeviceName = None,
     dtype: Dtype = "float32",
     max_length: MaxLength = None,
@@ -60,14 +63,11 @@ def score(
       xrlhf score reward_hf --data samples.jsonl --out best.jsonl --best-of
     """
     from xrlhf.devices import find_device
-    from xrlhf.evaluation.rows import format_map_fn
     from xrlhf.evaluation.score_file import score_file
     from xrlhf.evaluation.scorer import Scorer
 
-    if format_options and format_name is None:
-        raise ConfigError("--format-option belongs to a format: name it with --format")
     rows = None if best_of is None else _best_of(best_of)
-    map_fn = format_map_fn(format_name, format_options or ()) if format_name is not None else None
+    map_fn = map_fn_of(format_name, format_options)
     chosen = find_device(device)
     chosen.set_device(0)
     scorer = Scorer.from_pretrained(

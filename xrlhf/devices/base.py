@@ -71,7 +71,8 @@ class Device:
     @property
     def process_group_backend(self) -> str:
         """Backends by device, so that collectives of CPU objects run on gloo whatever the device."""
-        return "cpu:gloo" if self.type == "cpu" else f"cpu:gloo,{self.type}:{self.collective_backend}"
+        # For CPUs alone the plain name: torch 2.13 warns of a map at the end of every process.
+        return "gloo" if self.type == "cpu" else f"cpu:gloo,{self.type}:{self.collective_backend}"
 
     def set_device(self, local_rank: int) -> None:
         """Choose the device of this process, and let the libraries choose the same; before the process group starts.

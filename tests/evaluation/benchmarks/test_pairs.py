@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from xrlhf.errors import ConfigError
-from xrlhf.evaluation.benchmarks.pairs import PAIRS, find_map_fn, pairs_benchmark
+from xrlhf.evaluation.benchmarks.pairs import PAIRS, pairs_benchmark
+from xrlhf.evaluation.rows import format_map_fn
 
 PAIR = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
 
@@ -54,9 +54,4 @@ def test_a_column_names_the_subset() -> None:
 def test_a_named_format() -> None:
     row = {"system": "", "question": "Q", "chosen": "good", "rejected": "bad"}
     for name in ("orca_dpo_pairs", "orca_dpo_pairs_map_fn"):
-        assert pairs_benchmark(find_map_fn(name)).read(row, "a:1").ranks == (0, 1)
-
-
-def test_an_unknown_format() -> None:
-    with pytest.raises(ConfigError, match="--format orcas: no row format has this name; known are conversation_pair, "):
-        find_map_fn("orcas")
+        assert pairs_benchmark(format_map_fn(name)).read(row, "a:1").ranks == (0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xrlhf.evaluation.benchmarks.base import Benchmark, BenchmarkRow, ScoredRow
 from xrlhf.evaluation.benchmarks.finding import BENCHMARKS, find_benchmark, recognise
-from xrlhf.evaluation.benchmarks.pairs import find_map_fn, pairs_benchmark
+from xrlhf.evaluation.benchmarks.pairs import pairs_benchmark
 
 __all__ = [
     "BENCHMARKS",
@@ -12,7 +12,6 @@ __all__ = [
     "BenchmarkRow",
     "ScoredRow",
     "find_benchmark",
-    "find_map_fn",
     "pairs_benchmark",
     "recognise",
 ]

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xrlhf.data.map_fns import describe_formats
 from xrlhf.data.reasons import Reason, RowError
-from xrlhf.errors import ConfigError
 from xrlhf.evaluation.benchmarks.base import Benchmark, BenchmarkRow, ScoredRow, file_of, mean_over
 from xrlhf.evaluation.estimates import Estimate, WeightedMean
 from xrlhf.evaluation.rows import scorable_group
 from xrlhf.registry import MAP_FNS
 from xrlhf.structures import Group
 
-__all__ = ["PAIRS", "find_map_fn", "pairs_benchmark"]
+__all__ = ["PAIRS", "pairs_benchmark"]
 
 MapFn = Callable[[Mapping[str, Any]], Group]
 
@@ -44,20 +42,6 @@ def pairs_benchmark(map_fn: MapFn | None = None) -> Benchmark:
         read=lambda row, location: _read(row, location, map_fn),
         results=_results,
     )
-
-
-def find_map_fn(name: str) -> MapFn:
-    """The registered map function called ``name``, with or without its ending ``_map_fn``.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    names = [info.name for info in describe_formats()]
-    for known in (name, f"{name}_map_fn"):
-        if known in names:
-            return MAP_FNS.get(known)
-    short_names = ", ".join(known.removesuffix("_map_fn") for known in names)
-    raise ConfigError(f"--format {name}: no row format has this name; known are {short_names}")
 
 
 def _read(row: Mapping[str, Any], location: str, map_fn: MapFn | None) -> BenchmarkRow:
