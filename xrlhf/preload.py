@@ -1,12 +1,13 @@
-"""Environment variables that a device's own libraries read once, when they are imported."""
+"""What has to be said to libraries before they are imported."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import MutableMapping
 from importlib.util import find_spec
 
-__all__ = ["GAUDI_MODE", "set_library_environment"]
+__all__ = ["GAUDI_MODE", "quieten_libraries", "set_library_environment"]
 
 GAUDI_MODE = "PT_HPU_LAZY_MODE"
 """0 for eager mode, 1 for lazy mode."""
@@ -29,3 +30,12 @@ def set_library_environment(environment: MutableMapping[str, str] | None = None)
     env = os.environ if environment is None else environment
     for name, value in _GAUDI.items():
         env.setdefault(name, value)
+
+
+def quieten_libraries() -> None:
+    """Keep one line out of the output of every command: DeepSpeed prints it when mmengine imports it on a CPU."""
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()

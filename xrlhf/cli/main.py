@@ -22,7 +22,7 @@ from xrlhf.cli.score import ALL_RESPONSES, score
 from xrlhf.cli.test import test
 from xrlhf.cli.train import INTERRUPTED, NEWEST, train
 from xrlhf.errors import UserError, XrlhfError
-from xrlhf.preload import set_library_environment
+from xrlhf.preload import quieten_libraries, set_library_environment
 from xrlhf.version import __version__
 
 __all__ = ["app", "main"]
@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 a run failed, 2 something the user can mend."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     set_library_environment()
+    quieten_libraries()
     try:
         result = app(args=_with_left_out_values(given), prog_name="xrlhf", standalone_mode=False, obj=given)
     except (typer.Abort, KeyboardInterrupt):
