@@ -31,7 +31,7 @@ WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 15}
 
 def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train ``STEPS`` steps, or from a checkpoint to there; save half-way and at the end, and say what was seen."""
-    model = tiny_reward_model(0.0 if job["lora"] else None)
+    model = tiny_reward_model(0.0 if job["lora"] else None, layout=job["layout"])
     work_dir = folder / job["name"]
     preset = STRATEGIES_BY_NAME[job["strategy"]]
     strategy = preset["type"](

@@ -26,22 +26,34 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def job(name: str, strategy: str, options: dict[str, Any], *, resume: str = "", lora: bool = False) -> dict[str, Any]:
-    launcher = "none" if strategy == "single" else "pytorch"
+# Models that are split over processes have to run equally often everywhere, however many rows a process pads.
+PADDED = ("fsdp", "zero3")
+
+
+def job(name: str, strategy: str, options: dict[str, Any], *, resume: str = "") -> dict[str, Any]:
+    """What a process is told; the name says what kind of model is trained."""
     return {
-        "name": name, "strategy": strategy, "options": options, "resume": resume, "lora": lora, "launcher": launcher
-    }  # fmt: skip
+        "name": name,
+        "strategy": strategy,
+        "options": options,
+        "resume": resume,
+        "lora": name.endswith("_lora"),
+        "layout": "padded" if name.endswith("_padded") else "auto",
+        "launcher": "none" if strategy == "single" else "pytorch",
+    }
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of all checkpoints, and what process 0 saw of every job."""
     folder = tmp_path_factory.mktemp("strategies")
-    single = {name: train_under(job(name, "single", {}, lora="lora" in name), folder) for name in ("one", "one_lora")}
+    single = {name: train_under(job(name, "single", {}), folder) for name in ("one", "one_lora", "one_padded")}
     jobs = []
     for name, (strategy, options) in STRATEGIES.items():
         jobs.append(job(name, strategy, options))
-        jobs.append(job(f"{name}_lora", strategy, options, lora=True))
+        jobs.append(job(f"{name}_lora", strategy, options))
+        if name in PADDED:
+            jobs.append(job(f"{name}_padded", strategy, options))
         jobs.append(job(f"one_to_{name}", strategy, options, resume=f"one/iter_{SAVED_AT}.pth"))
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     run_processes(Path(__file__).with_name("strategy_worker.py"), folder)
@@ -77,6 +89,13 @@ def test_two_processes_equal_one(trained: tuple[Path, dict[str, Any]], name: str
     folder, found = trained
     assert_same_logs(found[name + adapters]["logs"], found["one" + adapters]["logs"])
     assert_same_weights(folder, name + adapters, "one" + adapters)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_two_processes_equal_one_in_padded_rows(trained: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, found = trained
+    assert_same_logs(found[f"{name}_padded"]["logs"], found["one_padded"]["logs"])
+    assert_same_weights(folder, f"{name}_padded", "one_padded")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

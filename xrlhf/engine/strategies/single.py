@@ -70,7 +70,11 @@ class SingleStrategy(BaseStrategy):
         if self._prepared:
             return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})
-        placed = self.place(self.build_model(model))
+        built = self.build_model(model)
+        if not self.keeps_model_whole and hasattr(built, "single_forward"):
+            # Processes fetch weights from each other, so all of them have to run the model equally often.
+            built.single_forward = True
+        placed = self.place(built)
         if optim_wrapper is not None:
             self.optim_wrapper = build_optim_wrapper(placed, optim_wrapper, self.device)
             if self.optim_wrapper.scaler is not None and not self.keeps_model_whole:
