@@ -158,17 +158,15 @@ def read_row(raw: RawRow, map_fn: MapFn | None = None) -> ScorableRow | RowError
     Raises:
         DataError: The map function fails with anything but :class:`RowError`, or gives no group.
     """
-    if map_fn is not None:
-        found = map_row(raw, map_fn)
-        ranked = found.group or found if isinstance(found, RowError) else found
-        if isinstance(ranked, RowError):
-            return ranked
-        responses = ranked.in_row_order(ranked.responses)
-        return ScorableRow(Group(ranked.prompt, tuple(responses), meta=ranked.meta), responses, len(responses) == 1)
     if isinstance(raw.value, RowError):
         return raw.value
-    try:
-        group = scorable_group(raw.value)
-    except RowError as error:
-        return error
-    return ScorableRow(group, responses_of(raw.value), is_single(raw.value))
+    found = map_row(raw, map_fn or scorable_group)
+    if map_fn is None:
+        if isinstance(found, RowError):
+            return found
+        return ScorableRow(found, responses_of(raw.value), is_single(raw.value))
+    ranked = found.group or found if isinstance(found, RowError) else found
+    if isinstance(ranked, RowError):
+        return ranked
+    responses = ranked.in_row_order(ranked.responses)
+    return ScorableRow(Group(ranked.prompt, tuple(responses), meta=ranked.meta), responses, len(responses) == 1)

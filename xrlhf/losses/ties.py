@@ -13,13 +13,60 @@ from xrlhf.losses.options import number_option
 from xrlhf.losses.pairs import pairwise, tied_pairs
 from xrlhf.registry import LOSSES
 
-__all__ = ["DavidsonLoss", "RaoKupperLoss", "tie_statistics"]
+__all__ = ["DavidsonLoss", "RaoKupperLoss", "TieModel", "tie_statistics"]
 
-_NEEDS = "it needs groups of two or more responses; for single rated responses choose RegressionLoss or BinaryLoss"
+
+class TieModel(nn.Module):
+    """A model in which a comparison is won, lost or tied; its loss is -log P(what the data says of the pair).
+
+    Args:
+        tie_share: t, the share of ties among pairs of equally good responses, greater than 0 and below 1.
+
+    Raises:
+        ConfigError: ``tie_share`` is not such a number.
+    """
+
+    needs = "it needs groups of two or more responses; for single rated responses choose RegressionLoss or BinaryLoss"
+
+    def __init__(self, tie_share: float = 1 / 3) -> None:
+        super().__init__()
+        self.tie_share = number_option(type(self).__name__, "tie_share", tie_share, exclusive=True, below=1.0)
+
+    def log_probabilities(self, differences: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of the probabilities that i wins and that there is a tie, for differences of any shape."""
+        raise NotImplementedError
+
+    def forward(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> Tensor:
+        """The loss of each group.
+
+        Args:
+            scores: (G, K) float32, best response first.
+            mask: (G, K) bool, True where the response exists.
+            ratings: (G, K) float32, NaN where the data has none; equal ones are ties.
+
+        Returns:
+            (G,) float32.
+        """
+        decided, tied = pairwise(scores, mask, ratings), tied_pairs(scores, mask, ratings)
+        # No entry is in both, and each is 0 where it holds no pair.
+        log_win, log_tie = self.log_probabilities(decided.differences + tied.differences)
+        losses = torch.where(tied.mask, -log_tie, -log_win)
+        return group_mean(losses, decided.mask | tied.mask).values
+
+    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
+        """(G,) bool, True where there are two responses; see :class:`~xrlhf.losses.objective.Objective`."""
+        return mask.sum(dim=1) > 1
+
+    def statistics(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> dict[str, GroupMean]:
+        """``tie_acc`` and ``tie_prob``, see :func:`tie_statistics`."""
+        return tie_statistics(self, scores, mask, ratings)
+
+    def extra_repr(self) -> str:
+        return f"tie_share={self.tie_share:g}"
 
 
 @LOSSES.register_module()
-class DavidsonLoss(nn.Module):
+class DavidsonLoss(TieModel):
     """Bradley-Terry with ties after Davidson: a tie is an outcome of its own, likeliest between equals.
 
     For the score difference d = s_i - s_j and v = 2 * t / (1 - t), t being ``tie_share``::
@@ -53,46 +100,18 @@ class DavidsonLoss(nn.Module):
         pi = exp(s); on rewards of language models: Chen et al., arXiv 2409.17431.
     """
 
-    needs = _NEEDS
-
     def __init__(self, tie_share: float = 1 / 3) -> None:
-        super().__init__()
-        self.tie_share = number_option("DavidsonLoss", "tie_share", tie_share, exclusive=True, below=1.0)
+        super().__init__(tie_share)
         self._log_v = math.log(2 * self.tie_share / (1 - self.tie_share))
 
     def log_probabilities(self, differences: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the probabilities that i wins and that there is a tie, for differences of any shape."""
         half = differences / 2
         log_z = torch.logsumexp(torch.stack([half, -half, torch.full_like(half, self._log_v)]), dim=0)
         return half - log_z, self._log_v - log_z
 
-    def forward(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> Tensor:
-        """The loss of each group.
-
-        Args:
-            scores: (G, K) float32, best response first.
-            mask: (G, K) bool, True where the response exists.
-            ratings: (G, K) float32, NaN where the data has none; equal ones are ties.
-
-        Returns:
-            (G,) float32.
-        """
-        return _mean_loss(self, scores, mask, ratings)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where there are two responses; see :class:`~xrlhf.losses.objective.Objective`."""
-        return mask.sum(dim=1) > 1
-
-    def statistics(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> dict[str, GroupMean]:
-        """``tie_acc`` and ``tie_prob``, see :func:`tie_statistics`."""
-        return tie_statistics(self, scores, mask, ratings)
-
-    def extra_repr(self) -> str:
-        return f"tie_share={self.tie_share:g}"
-
 
 @LOSSES.register_module()
-class RaoKupperLoss(nn.Module):
+class RaoKupperLoss(TieModel):
     """Bradley-Terry with ties after Rao and Kupper: differences below a threshold cannot be told.
 
     For the score difference d = s_i - s_j and h = log((1 + t) / (1 - t)), t being ``tie_share``::
@@ -123,55 +142,17 @@ class RaoKupperLoss(nn.Module):
         language models: Liu, Ge and Zhu, arXiv 2410.05328.
     """
 
-    needs = _NEEDS
-
     def __init__(self, tie_share: float = 1 / 3) -> None:
-        super().__init__()
-        self.tie_share = number_option("RaoKupperLoss", "tie_share", tie_share, exclusive=True, below=1.0)
+        super().__init__(tie_share)
         self._h = math.log1p(self.tie_share) - math.log1p(-self.tie_share)
         self._log_scale = math.log(math.expm1(2 * self._h))
 
     def log_probabilities(self, differences: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the probabilities that i wins and that there is a tie, for differences of any shape."""
         wins, loses = F.logsigmoid(differences - self._h), F.logsigmoid(-differences - self._h)
         return wins, self._log_scale + wins + loses
 
-    def forward(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> Tensor:
-        """The loss of each group.
 
-        Args:
-            scores: (G, K) float32, best response first.
-            mask: (G, K) bool, True where the response exists.
-            ratings: (G, K) float32, NaN where the data has none; equal ones are ties.
-
-        Returns:
-            (G,) float32.
-        """
-        return _mean_loss(self, scores, mask, ratings)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where there are two responses; see :class:`~xrlhf.losses.objective.Objective`."""
-        return mask.sum(dim=1) > 1
-
-    def statistics(self, scores: Tensor, mask: Tensor, ratings: Tensor) -> dict[str, GroupMean]:
-        """``tie_acc`` and ``tie_prob``, see :func:`tie_statistics`."""
-        return tie_statistics(self, scores, mask, ratings)
-
-    def extra_repr(self) -> str:
-        return f"tie_share={self.tie_share:g}"
-
-
-def _mean_loss(model: DavidsonLoss | RaoKupperLoss, scores: Tensor, mask: Tensor, ratings: Tensor) -> Tensor:
-    decided, tied = pairwise(scores, mask, ratings), tied_pairs(scores, mask, ratings)
-    # No entry is in both, and each is 0 where it holds no pair.
-    log_win, log_tie = model.log_probabilities(decided.differences + tied.differences)
-    losses = torch.where(tied.mask, -log_tie, -log_win)
-    return group_mean(losses, decided.mask | tied.mask).values
-
-
-def tie_statistics(
-    model: DavidsonLoss | RaoKupperLoss, scores: Tensor, mask: Tensor, ratings: Tensor
-) -> dict[str, GroupMean]:
+def tie_statistics(model: TieModel, scores: Tensor, mask: Tensor, ratings: Tensor) -> dict[str, GroupMean]:
     """What a model with ties makes of the tied pairs of each group.
 
     Returns:

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,11 +117,7 @@ def backbone_from_pretrained(
             )
         except ModelError as error:
             raise ModelError(f"{path!r} is an adapter whose base cannot be loaded: {error}") from error
-        merged: nn.Module = merge_adapter(model, score_head(model, num_outputs or 1)[0], location, revision)
-        merged.to(weights_dtype)
-        head = score_head(cast(PreTrainedModel, merged), num_outputs or 1)[1]
-        head.float()
-        return cast(PreTrainedModel, merged)
+        return _with_adapter(model, location, revision, num_outputs or 1, weights_dtype)
     if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
         raise ModelError(f"no model could be loaded from {path!r}: it holds no config.json")
     extra: dict[str, Any] = {}
@@ -174,6 +170,16 @@ def backbone_from_pretrained(
         _init_head(head, head_init)
     head.float()
     return model
+
+
+def _with_adapter(
+    base: PreTrainedModel, location: str, revision: str | None, num_outputs: int, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A float32 base with an adapter merged into it, then held in ``dtype`` but for its head."""
+    merged = merge_adapter(base, score_head(base, num_outputs)[0], location, revision)
+    merged.to(dtype)  # type: ignore[arg-type]
+    score_head(merged, num_outputs)[1].float()
+    return merged
 
 
 @MODELS.register_module()
