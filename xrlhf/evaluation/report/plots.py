@@ -12,6 +12,7 @@ _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
 _INNER_WIDTH, _INNER_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _LABEL_WIDTH = 150
+_LEGEND_HEIGHT = 20
 
 
 def reliability(bins: Sequence[dict[str, Any]], name: str) -> str:
@@ -66,7 +67,7 @@ def histogram(values: dict[str, Any], name: str, title: str, label: str) -> str:
         return _LEFT + (value - edges[0]) / (edges[-1] - edges[0]) * _INNER_WIDTH
 
     def y(count: float) -> float:
-        return _TOP + (1 - count / most) * _INNER_HEIGHT
+        return _TOP + _LEGEND_HEIGHT + (1 - count / most) * (_INNER_HEIGHT - _LEGEND_HEIGHT)
 
     parts = [_grid_y(y(tick), f"{tick:g}") for tick in sorted({0, most // 2, most})]
     ticks = [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]]
@@ -148,7 +149,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _grid_x(x: float, label: str, bottom: float = _HEIGHT - _BOTTOM) -> str:
-    text = f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.1f}" text-anchor="middle">{escape(label)}</text>'
+    # A long label in the middle of the right edge would be cut off there.
+    anchor = "end" if x > _WIDTH - _RIGHT - 1 and len(label) > 3 else "middle"
+    text = f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
     return _line(x, _TOP, x, bottom, "grid") + text
 
 
@@ -158,10 +161,11 @@ def _grid_y(y: float, label: str) -> str:
 
 
 def _legend(first: str, second: str) -> str:
-    x = _LEFT + 8
-    return (
-        f'<rect class="filled" x="{x}" y="{_TOP + 4}" width="12" height="10"/>'
-        f'<text class="label" x="{x + 17}" y="{_TOP + 13}">{escape(first)}</text>'
-        f'<rect class="outline" x="{x}" y="{_TOP + 20}" width="12" height="10"/>'
-        f'<text class="label" x="{x + 17}" y="{_TOP + 29}">{escape(second)}</text>'
-    )
+    """Above what it explains, in one line."""
+    parts = []
+    for kind, label, x in (("filled", first, _LEFT + 8), ("outline", second, _LEFT + 8 + _INNER_WIDTH // 2)):
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{_TOP - 2}" width="12" height="10"/>'
+            f'<text class="label" x="{x + 17}" y="{_TOP + 7}">{escape(label)}</text>'
+        )
+    return "".join(parts)
