@@ -62,5 +62,5 @@ setup(
         "typer>=0.15",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["xrlhf = xrlhf.cli.main:main"]},
+    entry_points={"console_scripts": ["xrlhf = xrlhf.cli.main:run"]},
 )

@@ -161,7 +161,11 @@ LAUNCHER_VARIABLES = {
 @pytest.fixture(scope="session")
 def command_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of commands that tests start: one thread, no network, nothing inherited from a launcher."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(("SLURM_", "OMPI_", "PMI_", "PMIX_"))
+    }
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join([str(REPO_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]),

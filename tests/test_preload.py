@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xrlhf.preload import quieten_libraries
+from xrlhf.preload import TORCH_LOG_LEVEL, quieten_libraries, set_library_environment
 
 
 @pytest.fixture
@@ -26,3 +26,17 @@ def test_the_line_of_every_start_is_left_out_and_others_are_not(deepspeed_logger
     texts = ("Setting accelerator to CPU. If you have GPU or other accelerator, ...", "something else")
     records = [logging.LogRecord("DeepSpeed", logging.WARNING, "file", 1, text, (), None) for text in texts]
     assert [bool(deepspeed_logger.filter(record)) for record in records] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [
+        ({}, "ERROR"),
+        ({"NPROC_PER_NODE": "2"}, "FATAL"),
+        ({"NPROC_PER_NODE": "2", "RANK": "0"}, "ERROR"),
+        ({TORCH_LOG_LEVEL: "INFO"}, "INFO"),
+    ],
+)
+def test_how_much_of_torch_is_printed(given: dict[str, str], level: str) -> None:
+    set_library_environment(given)
+    assert given[TORCH_LOG_LEVEL] == level

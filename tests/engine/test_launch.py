@@ -63,6 +63,12 @@ def test_several_machines() -> None:
         "--master_port=1234",
     ]
     assert num_processes_asked_for(environment) == 16
+    in_time = relaunch_command(["train", "a"], environment, timeout_seconds=2.5)
+    assert in_time is not None
+    assert in_time[3:9] == [*command[3:8], "--rdzv_conf=timeout=3"]
+
+
+TWO_NODES = {"NPROC_PER_NODE": "2", "NNODES": "2", "NODE_RANK": "0", "ADDR": "127.0.0.1"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,15 @@ def test_several_machines() -> None:
         ({"NPROC_PER_NODE": "2", "NNODES": "-1"}, "^NNODES must be at least 1, got -1$"),
         ({"NPROC_PER_NODE": "2", "NNODES": "2"}, "^NNODES=2 needs ADDR, the address of node 0, on every node$"),
         ({"NPROC_PER_NODE": "2", "PORT": "http"}, "^PORT must be a whole number, got 'http'$"),
+        ({"NPROC_PER_NODE": "2", "PORT": "0"}, "^PORT must be from 1 to 65535, got 0$"),
+        ({**TWO_NODES, "PORT": "65536"}, "^PORT must be from 1 to 65535, got 65536$"),
+        ({**TWO_NODES, "NODE_RANK": "2"}, "^NODE_RANK must be from 0 to 1, got 2$"),
+        ({**TWO_NODES, "ADDR": "nosuch.invalid"}, "^ADDR=nosuch.invalid is not a host that "),
+        (
+            {"NPROC_PER_NODE": "2", "NNODES": "2", "ADDR": "127.0.0.1"},
+            "^NNODES=2 needs NODE_RANK, from 0 to 1, another one on every node$",
+        ),
+        ({"NNODES": "2", "NODE_RANK": "0"}, "^NNODES=2 and NODE_RANK=0 need NPROC_PER_NODE, the number of processes"),
     ],
 )
 def test_a_wrong_wish(environment: dict[str, str], message: str) -> None:
@@ -92,6 +107,7 @@ def test_a_wrong_wish(environment: dict[str, str], message: str) -> None:
             "mpi",
             {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
         ),
+        ("mpi", {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}),
     ],
 )
 def test_each_launcher_names_the_place_in_its_own_way(launcher: str, environment: dict[str, str]) -> None:
@@ -133,6 +149,17 @@ def test_no_launcher() -> None:
             {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
             "^RANK=1 and WORLD_SIZE=2 say that this is one of several processes, .* add --launcher pytorch",
         ),
+        (
+            "none",
+            {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+            "^SLURM_STEP_ID=0 and SLURM_STEP_NUM_TASKS=2 say .* add --launcher slurm, or unset SLURM_STEP_ID$",
+        ),
+        ("none", {"PMI_RANK": "0", "PMI_SIZE": "2"}, "^PMI_RANK=0 and PMI_SIZE=2 say .* add --launcher mpi, or unset"),
+        (
+            "slurm",
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
+            "^--launcher slurm in the batch script itself, where nothing starts the other 3 of 4 tasks: put srun ",
+        ),
     ],
 )
 def test_a_wrong_place(launcher: str, environment: dict[str, str], message: str) -> None:
@@ -143,10 +170,13 @@ def test_a_wrong_place(launcher: str, environment: dict[str, str], message: str)
 # ---------------------------------------------------------------- meeting the others
 
 
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 @pytest.fixture
 def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undoes what joining a group of processes leaves in the environment."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MKL_NUM_THREADS"):
+    for name in (*LAUNCHER_VARIABLES, "GLOO_SOCKET_IFNAME", "MKL_NUM_THREADS"):
         # Set and deleted, so that monkeypatch puts back what was there.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -183,22 +213,15 @@ def test_joining_and_parting(no_group: None, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_others_do_not_come(no_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("MASTER_PORT", str(port))
-    with pytest.raises(LaunchError, match=rf"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:{port}: "):
+    with pytest.raises(LaunchError, match=rf"^rank 0 of 2: not all processes came to 127\.0\.0\.1:{port} in time: "):
         start_process_group(CpuDevice(), Ranks(0, 2, 0, "pytorch"), timeout_seconds=1.0)
     assert not dist.is_initialized()
 
 
-def test_the_first_host_of_a_slurm_job(no_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``scontrol`` is asked, so here one stands in that prints two hosts for any list."""
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-08]")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match=r"SLURM_JOB_NODELIST='gpu\[07-08\]' with scontrol .*: set MASTER_ADDR"):
-        launch._master_address("slurm")
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\necho gpu07\necho gpu08\n")
-    scontrol.chmod(0o755)
-    assert launch._master_address("slurm") == "gpu07"
-    assert launch._master_address("pytorch") == "127.0.0.1"
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_time_to_wait(no_group: None, seconds: float) -> None:
+    with pytest.raises(LaunchError, match=r"^--timeout must be a number of seconds above 0, got "):
+        start_process_group(CpuDevice(), Ranks(0, 2, 0, "pytorch"), timeout_seconds=seconds)
 
 
 # ---------------------------------------------------------------- processes started here

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mmengine.logging import HistoryBuffer, MMLogger
 
-from xrlhf.engine.logging import StepLogProcessor, check_log_level, join_loggers, start_logging
+from xrlhf.engine.logging import StepLogProcessor, check_log_level, join_loggers, log_traceback, start_logging
 from xrlhf.errors import ConfigError
 
 
@@ -145,3 +145,25 @@ def test_warnings_that_differ_are_all_shown(
         package.warning("checkpoint %s is passed over", name)
     written = (tmp_path / "run.log").read_text()
     assert [written.count(f"checkpoint iter_{step}.pth is passed over") for step in (1, 2)] == [1, 1]
+
+
+def test_a_process_without_a_log_file_keeps_its_errors(package_logger: None, tmp_path: Path) -> None:
+    """The file is made when there is something to keep: a run has as many as processes that went wrong."""
+    own = logging.Logger("of rank 1")
+    shown = io.StringIO()
+    own.addHandler(logging.StreamHandler(shown))
+    file = tmp_path / "20260101_120000" / "rank_1.log"
+    join_loggers(own, file)
+    logging.getLogger("xrlhf").info("as usual")
+    assert not file.exists()
+    try:
+        raise ValueError("what went wrong")
+    except ValueError as error:
+        log_traceback(error)
+    for handler in own.handlers:
+        handler.close()
+    kept = file.read_text()
+    assert "Traceback (most recent call last)" in kept
+    assert kept.rstrip().endswith("ValueError: what went wrong")
+    assert "as usual" not in kept
+    assert "went wrong" not in shown.getvalue()

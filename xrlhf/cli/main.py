@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
+from traceback import format_exception
 from typing import Any
 
 import typer
@@ -15,6 +15,7 @@ from xrlhf.cli.convert import convert
 from xrlhf.cli.copy_cfg import copy_cfg
 from xrlhf.cli.env import env
 from xrlhf.cli.eval import EvalCommand, evaluate
+from xrlhf.cli.lingering import linger
 from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
@@ -25,9 +26,10 @@ from xrlhf.errors import UserError, XrlhfError
 from xrlhf.preload import quieten_libraries, set_library_environment
 from xrlhf.version import __version__
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
-_FIRST_RANK_SPEAKS_SECONDS = 5.0
+# What launchers call a process's number; ours is set once the processes have met.
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 # What the parser raises. typer brings a click of its own from 0.20 on and needs an installed one before that, so the
 # class is taken from typer.
@@ -101,11 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typer.echo("interrupted", err=True)
         return INTERRUPTED
     except UserError as error:
-        _complain(f"error: {error}")
-        return 2
+        return _complain(f"error: {error}", 2)
     except XrlhfError as error:
-        _complain(f"failed: {error}")
-        return 1
+        return _complain(f"failed: {error}", 1)
     except _UsageProblem as error:
         return _explain_usage(error)
     return result if isinstance(result, int) else 0
@@ -118,28 +118,36 @@ def _explain_usage(error: Any) -> int:
         error.show()
         return 2
     help_command = f"{context.command_path if context is not None else 'xrlhf'} --help"
-    _complain(f"error: {error.format_message().rstrip('.')}; see `{help_command}`")
-    return 2
+    return _complain(f"error: {error.format_message().rstrip('.')}; see `{help_command}`", 2)
 
 
-def _complain(text: str) -> None:
-    """Print an error once, although every process of a run may meet it.
+def _complain(text: str, status: int) -> int:
+    """Print an error once, although every process of a run may meet it; returns ``status``.
 
     The first process speaks at once and ends; its launcher then ends the others, unless theirs is another error.
     """
-    rank = os.environ.get("RANK", "0")
+    rank = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0")
     if rank != "0":
-        time.sleep(_FIRST_RANK_SPEAKS_SECONDS)
+        linger(status)
         text = f"[process {rank}] {text}"
     typer.echo(text, err=True)
+    return status
 
 
-def _run() -> None:
-    """What ``python -m xrlhf.cli.main`` does.
+def run() -> None:
+    """What the ``xrlhf`` command does.
 
-    A failed process of several is gone at once: taking its libraries down in order could wait for the others.
+    A failed process of several says its number and is gone at once: taking its libraries down in order could wait for
+    the others.
     """
-    status = main()
+    try:
+        status = main()
+    except Exception as error:
+        if "RANK" not in os.environ:
+            raise
+        # In one piece, since all processes write to the same terminal.
+        typer.echo(f"[process {os.environ['RANK']}] failed:\n{''.join(format_exception(error)).rstrip()}", err=True)
+        status = 1
     if status and "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -148,4 +156,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    _run()
+    run()

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from xrlhf.cli.lingering import linger, when_ended
 from xrlhf.cli.options import CfgOptions, ConfigName, DeviceName, Overrides, WorkDir, read_recipe
 from xrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from xrlhf.devices import Device
+    from xrlhf.engine.launch import Ranks
     from xrlhf.engine.runner import GroupRunner
+    from xrlhf.engine.stopping import StopRequest
 
 __all__ = ["INTERRUPTED", "NEWEST", "train"]
 
@@ -41,6 +47,10 @@ def train(
         typer.Option(help="A checkpoint whose weights to start from."),
     ] = None,
     launcher: Annotated[str, typer.Option(help="What started the processes: none, pytorch, slurm or mpi.")] = "none",
+    timeout: Annotated[
+        Optional[float],
+        typer.Option(metavar="SECONDS", help="How long processes wait for one another; 1800 if not given."),
+    ] = None,
     strategy: Annotated[
         Optional[str],
         typer.Option(
@@ -67,11 +77,19 @@ def train(
     """
     if resume is not None and load_from is not None:
         raise ConfigError("--resume and --load-from exclude each other")
-    from xrlhf.engine.launch import num_processes_asked_for, relaunch_command, run_processes
+    from xrlhf.engine.launch import (
+        Ranks,
+        num_processes_asked_for,
+        ranks_from_environment,
+        relaunch_command,
+        run_processes,
+    )
 
     wanted = num_processes_asked_for() if launcher == "none" else 0
-    if wanted and not dry_run and (command := relaunch_command(ctx.obj)):
+    if wanted and not dry_run and (command := relaunch_command(ctx.obj, timeout_seconds=timeout)):
         return run_processes(command)
+    # Only a dry run comes here with processes asked for: it stands for all that would be started.
+    ranks = Ranks(world_size=wanted, launcher="pytorch") if wanted else ranks_from_environment(launcher)
     # Silences a per-process warning of tokenizers; the data layer decides on its own processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     recipe = read_recipe(config, cfg_options, overrides)
@@ -83,11 +101,7 @@ def train(
         recipe.strategy = strategy
 
     from xrlhf.devices import find_device
-    from xrlhf.engine.build import build_runner
-    from xrlhf.engine.launch import Ranks, leave_process_group, ranks_from_environment, start_process_group
 
-    # Only a dry run comes here with processes asked for: it stands for all that would be started.
-    ranks = Ranks(world_size=wanted, launcher="pytorch") if wanted else ranks_from_environment(launcher)
     chosen = find_device(device or recipe.get("device"))
     if dry_run:
         from xrlhf.engine.dry_run import dry_run as report
@@ -95,32 +109,71 @@ def train(
         for line in report(recipe, ranks, chosen) if ranks.rank == 0 else ():
             typer.echo(line)
         return 0
-    start_process_group(chosen, ranks)
+    from xrlhf.engine.failure import announce_failure, explain_lost_ranks, introduce, is_first_to_speak
+    from xrlhf.engine.launch import leave_process_group, start_process_group
+    from xrlhf.engine.logging import log_traceback
+    from xrlhf.engine.stopping import StopRequest
+
+    start_process_group(chosen, ranks, timeout)
+    introduce(ranks)
+    stop_request = StopRequest()
+    try:
+        status = _run(recipe, ranks, chosen, True if resume == NEWEST else resume or False, load_from, stop_request)
+    except Exception as error:
+        log_traceback(error)
+        when_ended(1)
+        lost = explain_lost_ranks(error, ranks)
+        if lost is None:
+            announce_failure(error, ranks)
+            # The others are still at work: parting from them would wait for them.
+            raise
+        if is_first_to_speak():
+            typer.echo(f"failed: {lost}", err=True)
+        if not stop_request.is_made:
+            # A launcher that found this process's end before the other's would take it for the cause.
+            linger(1)
+        return 1
+    if status == 0:
+        leave_process_group()
+    return status
+
+
+def _run(
+    recipe: Config,
+    ranks: Ranks,
+    device: Device,
+    resume: bool | str,
+    load_from: str | None,
+    stop_request: StopRequest,
+) -> int:
+    """Build the run and train; the exit status."""
+    from xrlhf.engine.build import build_runner
+    from xrlhf.engine.stopping import STOPPED
+
     runner = None
     try:
-        runner = build_runner(
-            recipe,
-            ranks=ranks,
-            device=chosen,
-            resume=True if resume == NEWEST else resume or False,
-            load_from=load_from,
-        )
-        runner.train()
+        runner = build_runner(recipe, ranks=ranks, device=device, resume=resume, load_from=load_from)
+        runner.train(stop_request)
+        if not runner.was_stopped:
+            return 0
+        # A launcher ends the processes that are left when the first one has ended with a status of its own.
+        runner.strategy.barrier()
+        how = f"stopped by {stop_request.signal_name}" if stop_request.is_made else "stopped"
+        said, status = f"{how} {_where(runner)}", STOPPED
     except KeyboardInterrupt:
-        if ranks.rank == 0:
-            typer.echo(_interrupted(runner), err=True)
-        return INTERRUPTED
-    # After an error the others are still at work: parting from them would wait for them.
-    leave_process_group()
-    return 0
+        said, status = f"interrupted {_where(runner)}", INTERRUPTED
+    if ranks.rank == 0:
+        typer.echo(said, err=True)
+    return status
 
 
-def _interrupted(runner: GroupRunner | None) -> str:
-    """Where an interrupted run stands, and how to go on."""
+def _where(runner: GroupRunner | None) -> str:
+    """Where a run stands that did not come to its end, and how to go on."""
     if runner is None:
-        return "interrupted before the first step"
+        return "before the first step"
     from xrlhf.engine.checkpoint import find_checkpoints
 
     saved = find_checkpoints(Path(runner.work_dir))
     how = f"go on from {saved[0].path.name} with --resume" if saved else "no checkpoint was taken yet"
-    return f"interrupted at step {min(runner.iter + 1, runner.max_iters)} of {runner.max_iters}: {how}"
+    step = runner.iter if runner.was_stopped else min(runner.iter + 1, runner.max_iters)
+    return f"at step {step} of {runner.max_iters}: {how}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from mmengine.device import is_cuda_available, is_musa_available
@@ -15,7 +17,7 @@ from mmengine.runner import LogProcessor
 from xrlhf.errors import ConfigError
 from xrlhf.registry import LOG_PROCESSORS
 
-__all__ = ["StepLogProcessor", "check_log_level", "join_loggers", "start_logging"]
+__all__ = ["StepLogProcessor", "check_log_level", "join_loggers", "log_traceback", "start_logging"]
 
 _CURRENT = ("lr", "memory", "num_skipped")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -111,14 +113,36 @@ def start_logging(rank: int) -> None:
     _use([handler])
 
 
-def join_loggers(run_logger: logging.Logger) -> None:
-    """Let the package's own logger write where a run's logger writes, what it has said so far included."""
+def join_loggers(run_logger: logging.Logger, rank_file: Path | None = None) -> None:
+    """Let the package's own logger write where a run's logger writes, what it has said so far included.
+
+    Args:
+        run_logger: mmengine's logger of the run.
+        rank_file: Where a process that has no log file keeps its warnings and errors; made when there are any.
+    """
+    if rank_file is not None:
+        rank_file.parent.mkdir(parents=True, exist_ok=True)
+        own = logging.FileHandler(rank_file, encoding="utf-8", delay=True)
+        own.setFormatter(MMFormatter(color=False, datefmt="%Y/%m/%d %H:%M:%S"))
+        own.setLevel(logging.WARNING)
+        run_logger.addHandler(own)
     early = [handler for handler in logging.getLogger("xrlhf").handlers if isinstance(handler, _EarlyHandler)]
     for record in [record for handler in early for record in handler.records]:
         for file_handler in run_logger.handlers:
             if isinstance(file_handler, logging.FileHandler) and record.levelno >= file_handler.level:
                 file_handler.handle(record)
     _use(list(run_logger.handlers))
+
+
+def log_traceback(error: BaseException) -> None:
+    """Keep the traceback of what ended a run in its log files; the terminal is not theirs."""
+    package = logging.getLogger("xrlhf")
+    record = package.makeRecord(
+        package.name, logging.CRITICAL, __file__, 0, "".join(traceback.format_exception(error)).rstrip(), (), None
+    )
+    for handler in package.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
 
 
 def _use(handlers: list[logging.Handler]) -> None:

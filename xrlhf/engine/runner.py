@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_val
 from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook, ThroughputHook
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
+from xrlhf.engine.stopping import StopRequest
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.errors import CheckpointError
 
@@ -49,9 +51,20 @@ class GroupRunner(FlexibleRunner):
     _train_loop: Any
     _val_loop: Any
 
-    def train(self) -> nn.Module:
-        """Train to the end of the run, from the beginning or from where it stopped."""
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the run ended before its last step because a process was asked to stop."""
+        return bool(self.train_loop.is_stopping and self.train_loop.iter < self.train_loop.max_iters)
+
+    def train(self, stop_request: StopRequest | None = None) -> nn.Module:
+        """Train to the end of the run, from the beginning or from where it stopped.
+
+        Args:
+            stop_request: Looked at in every step; when it is made on any process, all save and stop after that step.
+                Stop signals are listened to while steps are done.
+        """
         self._train_loop = self.build_train_loop(self._train_loop)
+        self._train_loop.stop_request = stop_request
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
         self.strategy.prepare(
@@ -66,7 +79,8 @@ class GroupRunner(FlexibleRunner):
         self.load_or_resume()
         self._log_run()
         self.call_hook("before_run")
-        model = self.train_loop.run()
+        with nullcontext() if stop_request is None else stop_request.listening():
+            model = self.train_loop.run()
         self.call_hook("after_run")
         return model
 
@@ -174,7 +188,8 @@ class GroupRunner(FlexibleRunner):
         dump_recipe(self.cfg, target)
 
     def _log_env(self) -> None:
-        join_loggers(self.strategy.logger)
+        # mmengine gives a file to the first process alone.
+        join_loggers(self.strategy.logger, Path(self.log_dir) / f"rank_{self.rank}.log" if self.rank else None)
         logger.debug("recipe:\n%s", recipe_text(self.cfg))
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:

@@ -20,6 +20,7 @@ class Run:
     def __init__(self, work_dir: Path, max_steps: int, rank: int = 0) -> None:
         self.work_dir, self.max_iters, self.rank, self.iter = str(work_dir), max_steps, rank, 0
         self.saved: list[int] = []
+        self.train_loop = SimpleNamespace(is_stopping=False)
 
     def save_training_state(self, path: Path, step: int) -> None:
         self.saved.append(step)
@@ -96,7 +97,15 @@ def test_wrong_options(options: dict[str, int]) -> None:
         StepCheckpointHook(**options)
 
 
+def test_a_run_that_is_stopping_saves(tmp_path: Path) -> None:
+    run = Run(tmp_path, max_steps=10)
+    run.train_loop.is_stopping = True
+    run.iter = 2
+    StepCheckpointHook(interval=5).after_train_iter(run, batch_idx=2)
+    assert run.saved == [3]
+
+
 def test_a_runner_is_all_it_needs(tmp_path: Path) -> None:
     """Nothing is taken where nothing is due, not even the folder's listing."""
-    runner = SimpleNamespace(iter=0, max_iters=10, work_dir=None, rank=0)
+    runner = SimpleNamespace(iter=0, max_iters=10, work_dir=None, rank=0, train_loop=SimpleNamespace(is_stopping=False))
     StepCheckpointHook(interval=5).after_train_iter(runner, batch_idx=0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +18,7 @@ from toy import ToyDataset, ToyModel, pairs, run_of, tiny_reward_model, train, w
 
 from xrlhf.data.loader import StepLoader
 from xrlhf.engine.loops import GroupTrainLoop
+from xrlhf.engine.stopping import StopRequest
 from xrlhf.errors import ConfigError, TrainingError
 from xrlhf.structures import PackedBatch
 
@@ -290,3 +294,80 @@ def test_a_run_that_stops_does_not_hang(tmp_path: Path) -> None:
     with pytest.raises(TrainingError):
         runner.loop.run()
     assert runner.loop.iter < 100
+
+
+# ---------------------------------------------------------------- being asked to stop, and running out of memory
+
+
+def test_a_request_stops_the_run_after_its_step(tmp_path: Path) -> None:
+    """Asked for in step 2 of 5, by a signal: the step is done, its hooks run, and nothing follows it."""
+    runner = run_of(ToyModel(), pairs(24), tmp_path, max_steps=5)
+    loop = runner.loop
+    loop.stop_request = StopRequest()
+    stopping: list[bool] = []
+
+    def call_hook(name: str, **kwargs: Any) -> None:
+        runner.called.append(name)
+        if name == "before_train_iter" and loop.iter == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if name == "after_train_iter":
+            stopping.append(loop.is_stopping)
+
+    runner.call_hook = call_hook
+    with loop.stop_request.listening():
+        loop.run()
+    assert loop.iter == 2
+    assert stopping == [False, True]
+    assert runner.called[-3:] == ["after_train_iter", "after_train_epoch", "after_train"]
+
+
+def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    runner = run_of(ToyModel(), pairs(24), tmp_path, max_steps=1)
+    runner.loop.stop_request = StopRequest()
+    with runner.loop.stop_request.listening():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        runner.loop.run()
+    assert runner.loop.iter == 1
+
+
+def test_stopped_steps_log_the_same_values(tmp_path: Path) -> None:
+    runner = run_of(ToyModel(), pairs(24), tmp_path, max_steps=1)
+    (values,) = train(runner)
+    assert not any("stop" in name for name in values)
+
+
+class HungryModel(ToyModel):
+    """Has no memory left in its third micro-batch."""
+
+    calls = 0
+
+    def forward(self, batch: PackedBatch) -> Any:
+        self.calls += 1
+        if self.calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().forward(batch)
+
+
+def test_no_memory_for_a_micro_batch(tmp_path: Path) -> None:
+    """Four groups, one to a micro-batch."""
+    dataset = pairs(4)
+    runner = run_of(HungryModel(), dataset, tmp_path, max_steps=1, groups_per_step=4, token_budget=1, shuffle=False)
+    with pytest.raises(TrainingError) as raised:
+        train(runner)
+    assert re.fullmatch(
+        r"step 1: rank 0 of 1 has no memory left on cpu \([\d,]+ MiB at most so far\) for micro-batch 3 of 4, "
+        r"\d tokens in 1 group\(s\): lower train_dataloader\.token_budget, now 1, or max_length, or turn on gradient "
+        r"checkpointing \(CUDA out of memory\. Tried to allocate 20\.00 MiB\.\)",
+        str(raised.value),
+    )
+
+
+def test_no_memory_for_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = run_of(ToyModel(), pairs(4), tmp_path, max_steps=1)
+
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(runner.strategy, "step", step)
+    with pytest.raises(TrainingError, match=r"at most so far\) to update the weights: train fewer of them \("):
+        train(runner)

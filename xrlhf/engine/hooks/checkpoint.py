@@ -19,7 +19,7 @@ logger = logging.getLogger("xrlhf")
 
 @HOOKS.register_module()
 class StepCheckpointHook(Hook):
-    """Saves every ``interval`` optimizer steps and after the last one.
+    """Saves every ``interval`` optimizer steps, after the last one, and when the run is asked to stop.
 
     Old checkpoints are deleted only when the new one is whole, and only the newest ``max_keep`` by step stay.
 
@@ -41,7 +41,7 @@ class StepCheckpointHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         step = runner.iter + 1
         due = step % self.interval == 0 or (self.save_last and step == runner.max_iters)
-        if not due:
+        if not due and not runner.train_loop.is_stopping:
             return
         path = Path(runner.work_dir) / f"iter_{step}.pth"
         runner.save_training_state(path, step)

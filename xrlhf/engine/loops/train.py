@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from mmengine.runner import BaseLoop
 
 from xrlhf.data.loader import StepBatches, StepLoader
 from xrlhf.data.permutation import derive_key
+from xrlhf.engine.memory import naming_what_needs_memory
+from xrlhf.engine.stopping import StopRequest
 from xrlhf.errors import ConfigError, TrainingError
 from xrlhf.registry import LOOPS
 from xrlhf.structures import PackedBatch
@@ -44,6 +47,8 @@ class GroupTrainLoop(BaseLoop):
     Attributes:
         count_flops: What a micro-batch takes to compute, in FLOPs; a hook may set it, so that steps are counted.
         flops_per_second: FLOPs of the last step over all ranks, by its time; None while nothing counts them.
+        stop_request: Whether this process was asked to stop; None if nobody can ask.
+        is_stopping: Whether any process was asked to stop before the last step ended, which all know after it.
 
     Raises:
         ConfigError: Neither or both of ``max_epochs`` and ``max_steps``.
@@ -76,6 +81,8 @@ class GroupTrainLoop(BaseLoop):
         self.flops_per_second: float | None = None
         self._num_skipped = 0
         self._skipped_in_a_row = 0
+        self.stop_request: StopRequest | None = None
+        self.is_stopping = False
 
     @property
     def max_iters(self) -> int:
@@ -102,7 +109,7 @@ class GroupTrainLoop(BaseLoop):
         self._iter = step
 
     def run(self) -> torch.nn.Module:
-        """Train to the end of the run."""
+        """Train to the end of the run, or to the end of the step in which a process was asked to stop."""
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
@@ -112,6 +119,8 @@ class GroupTrainLoop(BaseLoop):
             outputs = self.run_step(batches)
             runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=batches, outputs=outputs)
             self._iter += 1
+            if self.is_stopping and self._iter < self._max_steps:
+                break
             if runner.val_loop is not None and self._validates_now():
                 runner.val_loop.run()
                 runner.model.train()
@@ -133,16 +142,18 @@ class GroupTrainLoop(BaseLoop):
         sums: dict[str, torch.Tensor] = {}
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, batch in enumerate(batches.batches):
-            batch = batch.to(device.torch_device, non_blocking=True)
-            with strategy.accumulate(last=number == len(batches.batches) - 1):
-                output = self.runner.model(batch)
-                strategy.backward(output.loss / batches.num_groups)
+            with naming_what_needs_memory(partial(self._explain_memory, batches, number)):
+                batch = batch.to(device.torch_device, non_blocking=True)
+                with strategy.accumulate(last=number == len(batches.batches) - 1):
+                    output = self.runner.model(batch)
+                    strategy.backward(output.loss / batches.num_groups)
             device.mark_step()
             losses.append((batch.group_ids, output.group_losses))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
-        counts = torch.tensor([batches.num_tokens, self._flops_of(batches)], device=device.torch_device)
-        sums["num_tokens"], sums["num_flops"] = counts.unbind()
+        was_asked = float(self.stop_request is not None and self.stop_request.is_made)
+        counts = torch.tensor([batches.num_tokens, self._flops_of(batches), was_asked], device=device.torch_device)
+        sums["num_tokens"], sums["num_flops"], sums["num_asked_to_stop"] = counts.unbind()
         totals = strategy.sum_over_ranks(torch.stack([value.float() for value in sums.values()]))
         grad_norm = strategy.clip_gradients()
         # The only wait for the device in a step: everything the log and the check need comes in one transfer.
@@ -152,10 +163,12 @@ class GroupTrainLoop(BaseLoop):
         if not math.isfinite(total["loss"]) or not (is_finite or strategy.survives_overflow):
             raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / batches.num_groups, norm))
         if is_finite:
-            strategy.step()
+            with naming_what_needs_memory(partial(self._explain_memory, batches, None)):
+                strategy.step()
             self._skipped_in_a_row = 0
         else:
             self._skip(batches.step)
+        self.is_stopping = total.pop("num_asked_to_stop") > 0
         device.mark_step()
         elapsed = time.perf_counter() - began
         num_tokens, num_flops = total.pop("num_tokens"), total.pop("num_flops")
@@ -185,6 +198,22 @@ class GroupTrainLoop(BaseLoop):
             "step %d is skipped: gradients too large for float16, so the loss scale is lowered (%d skipped so far)",
             step + 1,
             self._num_skipped,
+        )
+
+    def _explain_memory(self, batches: StepBatches, number: int | None) -> str:
+        strategy = self.runner.strategy
+        who = f"step {batches.step + 1}: rank {strategy.rank} of {strategy.world_size} has no memory left on "
+        device = f"{strategy.device.torch_device} ({strategy.device.peak_memory_mib():,.0f} MiB at most so far)"
+        if number is None:
+            return (
+                f"{who}{device} to update the weights: train fewer of them (model.lora), or spread the optimizer over "
+                "more devices"
+            )
+        batch = batches.batches[number]
+        return (
+            f"{who}{device} for micro-batch {number + 1} of {len(batches.batches)}, {batch.num_tokens:,} tokens in "
+            f"{len(batch.group_ids)} group(s): lower train_dataloader.token_budget, now "
+            f"{self.dataloader.token_budget:,}, or max_length, or turn on gradient checkpointing"
         )
 
     def _flops_of(self, batches: StepBatches) -> float:
