@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from finished_run import FinishedRun
+from process_pair import EXTRA, MODULES, NUM_STEPS, PairRun
 
 from xrlhf.engine.checkpoint import load_checkpoint
 
@@ -82,3 +86,40 @@ def largest_difference() -> Callable[[Path, Path], float]:
         return max(float((first[name] - second[name]).abs().max()) for name in first)
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def pair_run_in(tiny_recipe_in: Callable[..., Path], command_environment: dict[str, str]) -> Callable[..., PairRun]:
+    """Writes the recipe of a run of two processes to a folder; the run goes to ``FOLDER/NAME``."""
+
+    def write(folder: Path, name: str) -> PairRun:
+        for file, text in MODULES.items():
+            (folder / file).write_text(text)
+        recipe = tiny_recipe_in(folder, "pair", validate=False, extra=EXTRA)
+        environment = {
+            **command_environment,
+            "PYTHONPATH": f"{folder}{os.pathsep}{command_environment['PYTHONPATH']}",
+        }
+        return PairRun(recipe, folder / name, environment)
+
+    return write
+
+
+@pytest.fixture
+def pair_run(tmp_path: Path, pair_run_in: Callable[..., PairRun]) -> Callable[[str], PairRun]:
+    """As ``pair_run_in``, in ``tmp_path``."""
+    return partial(pair_run_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def unbroken_pair(tmp_path_factory: pytest.TempPathFactory, pair_run_in: Callable[..., PairRun]) -> Path:
+    """The work directory of a run of two processes that nobody stopped; one for all workers of this test session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "unbroken_pair"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / f"iter_{NUM_STEPS}.pth").exists():
+            started = pair_run_in(folder, "run").pair()
+            assert started.end() == 0, started.said()
+    return folder / "run"
