@@ -84,6 +84,10 @@ def test_console_commands_fit_the_command_line(page: str, line: str) -> None:
         words.pop(0)
     if words[:1] in (["srun"], ["mpirun"]):
         words = words[words.index("xrlhf") :]
+    elif words[:1] in (["torchrun"], ["deepspeed"]):
+        words = ["xrlhf", *words[words.index("xrlhf.cli.main") + 1 :]]
+    elif words[:1] == ["sbatch"]:
+        words = ["xrlhf", "train", *words[words.index("tools/slurm_train.sh") + 1 :]]
     if words[0] in ("bash", "python") and words[1].startswith("tools/"):
         assert (ROOT / words[1]).is_file(), f"{page} names {words[1]}, which is not there"
         return
