@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from mmengine.config import Config
-from torch import nn
 
 from xrlhf.config import load_recipe
-from xrlhf.engine.dry_run import dry_run, estimate_memory
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.dry_run import dry_run, plan_run
 from xrlhf.engine.launch import Ranks
+from xrlhf.engine.strategies import STRATEGIES_BY_NAME
 from xrlhf.errors import ConfigError
+
+STRATEGIES_BY_NAME_IN_PLANS = (
+    "single",
+    "ddp",
+    "fsdp",
+    "zero1",
+    "zero2",
+    "zero3",
+    "fsdp_offload",
+    "zero2_offload",
+    "zero3_offload",
+)
 
 
 @pytest.fixture
@@ -34,7 +45,7 @@ def test_the_report(recipe: Config, tmp_path: Path) -> None:
         "# ---- data",
         "# ---- model",
         "# ---- steps",
-        "# ---- memory, estimated for one device",
+        "# ---- memory of one device, at the peak of a step",
     ]
     model = lines[lines.index("# ---- model") + 1]
     assert model.endswith(f" parameters, {512 + 576 + 16:,} of them trained")
@@ -44,9 +55,11 @@ def test_the_report(recipe: Config, tmp_path: Path) -> None:
     assert steps[1] == "about 2,152 tokens to compute, 13.5 per group"
     assert steps[2].startswith("step 1 has ")
     assert steps[2].endswith(" micro-batch(es) on each of 1 process(es)")
-    memory = lines[lines.index(headings[-1]) + 1 : -1]
-    assert [line.split()[0] for line in memory] == ["weights", "gradients", "optimizer", "activations", "total"]
+    *memory, moment = lines[lines.index(headings[-1]) + 1 : -1]
+    names = ["weights", "gradients", "optimizer", "activations", "buffers", "total"]
+    assert [line.split()[0] for line in memory] == names
     assert all(line.endswith(" MiB") for line in memory)
+    assert moment.startswith("in the ")
     assert any(line.startswith("train: ") and "64 of 64 rows became groups" in line for line in lines)
     assert any(line.startswith("val: ") for line in lines)
     assert lines[-1] == "nothing was trained"
@@ -83,42 +96,103 @@ def test_what_would_stop_a_run_stops_it(recipe: Config, change: dict[str, object
         list(dry_run(recipe, Ranks()))
 
 
-class Sized(nn.Module):
-    """1000 weights in bfloat16, of which 100 more are trained in float32."""
+def test_a_model_of_another_kind_has_no_memory_section(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    import xrlhf.engine.dry_run as module
 
-    def __init__(self, precision: torch.dtype, config: SimpleNamespace) -> None:
-        super().__init__()
-        self.frozen = nn.Parameter(torch.zeros(900, dtype=torch.bfloat16), requires_grad=False)
-        self.trained = nn.Parameter(torch.zeros(100))
-        self.precision = precision
-        self.layer = nn.Module()
-        self.layer.gradient_checkpointing = False
-        self.config = config
+    monkeypatch.setattr(module, "RewardModel", type(None))
+    assert "it is planned for a RewardModel, and model.type is RewardModel" in list(dry_run(recipe, Ranks()))
 
-    @property
-    def hf_model(self) -> nn.Module:
-        return self
+
+# ---------------------------------------------------------------- plans of many devices
+
+
+def table_of(lines: list[str]) -> dict[str, list[str]]:
+    """The rows of the table, by strategy."""
+    start = next(number for number, line in enumerate(lines) if line.startswith("strategy "))
+    rows = [line.split() for line in lines[start + 1 :]]
+    return {row[0]: row[1:] for row in rows if row and row[0] in STRATEGIES_BY_NAME}
+
+
+def test_a_plan_says_what_fits_and_what_to_take(recipe: Config, tmp_path: Path) -> None:
+    lines = list(plan_run(recipe, 4, CpuDevice(), memory_gib=1.0, tflops=1.0, link_gbs=10.0))
+    assert lines[1].endswith(f" parameters, {512 + 576 + 16:,} of them trained")
+    assert lines[2] == "LlamaForSequenceClassification, packed rows, float32, activations kept"
+    assert lines[4].startswith("from the data; the first ")
+    assert list(table_of(lines)) == [name for name in STRATEGIES_BY_NAME_IN_PLANS if name != "single"]
+    # DeepSpeed's bucket of two gigabytes does not fit into one.
+    fits = {name: row[6] for name, row in table_of(lines).items()}
+    assert fits["ddp"] == fits["fsdp"] == "yes"
+    assert fits["zero2"] == fits["zero3"] == "no"
+    assert lines[-1].startswith("take --strategy ddp: ")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_plan_needs_neither_weights_nor_data(recipe: Config, tmp_path: Path) -> None:
+    """A directory with a config alone, and a data file that is not there."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(  # type: ignore[call-arg]
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    ).save_pretrained(tmp_path / "model")
+    backbone = {"type": "xrlhf.models.backbone_from_pretrained", "path": str(tmp_path / "model")}
+    recipe.model["backbone"] = backbone
+    recipe.train_dataloader.dataset["sources"][0]["source"] = str(tmp_path / "nowhere.jsonl")
+    lines = list(plan_run(recipe, 2, CpuDevice(), memory_gib=80.0))
+    assert any(line.startswith("from assumed, pairs of conversations of 64 tokens") for line in lines)
+    assert any("nowhere.jsonl" in line for line in lines)
+    assert table_of(lines)
+
+
+def test_a_plan_says_what_it_was_not_told(recipe: Config) -> None:
+    lines = list(plan_run(recipe, 2, CpuDevice()))
+    assert "what fits cannot be said: there is no GPU here to ask; add --gpu-memory GIB" in lines
+    assert "time cannot be said: there is no GPU here to measure; add --gpu-tflops TFLOPS" in lines
+    assert lines[-1].startswith("least memory: --strategy ")
+    assert {row[6] for row in table_of(lines).values()} == {"?"}
+    without_link = list(plan_run(recipe, 2, CpuDevice(), memory_gib=1.0, tflops=1.0))
+    assert any(line.startswith("traffic is left out of the time: add --link") for line in without_link)
+
+
+def test_a_plan_for_a_cpu_that_was_asked_for(recipe: Config) -> None:
+    lines = list(plan_run(recipe, 1, CpuDevice(), is_named=True))
+    assert "?" not in lines[-2]
+    assert lines[-1].startswith("take --strategy single: ")
+
+
+def test_when_nothing_fits(recipe: Config) -> None:
+    (line,) = list(plan_run(recipe, 2, CpuDevice(), memory_gib=1e-5))[-1:]
+    assert line.startswith("nothing fits into ")
+    assert "model.gradient_checkpointing=True" in line
+    assert line.endswith("or more devices")
+
+
+def test_more_devices_than_groups(recipe: Config) -> None:
+    """8 groups of a step on 16 devices: half of them have nothing to do."""
+    lines = list(plan_run(recipe, 16, CpuDevice()))
+    assert any("raise groups_per_step, or take fewer devices" in line for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "intermediate"),
-    [({"intermediate_size": 20}, 20), ({"ffn_dim": 30}, 30), ({}, 40)],
+    ("number", "options", "message"),
+    [
+        (0, {}, "--gpus must be at least 1, got 0"),
+        (2, {"memory_gib": -1.0}, "--gpu-memory must be above 0, got -1"),
+        (2, {"tflops": 0.0}, "--gpu-tflops must be above 0, got 0"),
+        (2, {"link_gbs": 0.0}, "--link must be above 0, got 0"),
+    ],
 )
-def test_the_memory_of_a_model(sizes: dict[str, int], intermediate: int) -> None:
-    """Weights 900 * 2 + 100 * 4; gradients 100 * 4; two float32 moments for each of 100.
-
-    Per token and layer 10 hidden vectors of 10 and 3 of the intermediate size, 4 bytes each; 2 layers, 7 tokens.
-    """
-    model = Sized(torch.float32, SimpleNamespace(hidden_size=10, num_hidden_layers=2, **sizes))
-    layer = (10 * 10 + 3 * intermediate) * 4
-    expected = {"weights": 2200.0, "gradients": 400.0, "optimizer": 800.0, "activations": 7.0 * 2 * layer}
-    assert estimate_memory(model, 7) == {**expected, "total": sum(expected.values())}
+def test_numbers_that_no_device_has(recipe: Config, number: int, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(plan_run(recipe, number, CpuDevice(), **options))  # type: ignore[arg-type]
 
 
-def test_half_precision_and_checkpointing_save_activations() -> None:
-    """Under autocast a value takes 2 bytes; with checkpointing a layer keeps its input, and one layer all of it."""
-    model = Sized(torch.bfloat16, SimpleNamespace(hidden_size=10, num_hidden_layers=2, intermediate_size=20))
-    layer = (10 * 10 + 3 * 20) * 2
-    assert estimate_memory(model, 7)["activations"] == 7.0 * 2 * layer
-    model.layer.gradient_checkpointing = True
-    assert estimate_memory(model, 7)["activations"] == 7.0 * (2 * 10 * 2 + layer)
+@pytest.mark.parametrize("where", ["top", "strategy"])
+def test_sequence_parallel_is_refused(recipe: Config, where: str) -> None:
+    if where == "top":
+        recipe.sequence_parallel_size = 2
+    else:
+        recipe.strategy = {"type": "fsdp", "sequence_parallel": 4}
+    with pytest.raises(ConfigError, match=r"sequence_parallel.*=[24]: one conversation is not split over devices"):
+        list(plan_run(recipe, 2, CpuDevice()))
+    with pytest.raises(ConfigError, match="one conversation is not split over devices"):
+        list(dry_run(recipe, Ranks(world_size=2, launcher="pytorch")))

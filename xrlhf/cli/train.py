@@ -64,6 +64,20 @@ def train(
     device: DeviceName = None,
     seed: Annotated[Optional[int], typer.Option(help="In place of the recipe's seed.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, report, and train nothing.")] = False,
+    gpus: Annotated[
+        Optional[int],
+        typer.Option(metavar="N", help="With --dry-run: plan memory and time on N devices; needs no weights."),
+    ] = None,
+    gpu_memory: Annotated[
+        Optional[float], typer.Option(metavar="GIB", help="Memory of such a device; of the one here if not given.")
+    ] = None,
+    gpu_tflops: Annotated[
+        Optional[float],
+        typer.Option(metavar="TFLOPS", help="Its rate in matrix products; measured on the one here if not given."),
+    ] = None,
+    link: Annotated[
+        Optional[float], typer.Option(metavar="GB/S", help="What such a device sends to the others.")
+    ] = None,
 ) -> int:
     """Train a recipe.
 
@@ -73,8 +87,16 @@ def train(
 
       xrlhf train configs/internlm2_1_8b_reward.py --cfg-options lr=1e-5 max_length=1024
 
+      xrlhf train llama3_8b_reward --dry-run --gpus 8 --gpu-memory 80
+
       NPROC_PER_NODE=8 xrlhf train my_recipe.py --work-dir runs/a --resume auto
     """
+    if gpus is None and any(value is not None for value in (gpu_memory, gpu_tflops, link)):
+        raise ConfigError(
+            "--gpu-memory, --gpu-tflops and --link describe devices of a plan: add --dry-run --gpus N"
+        )
+    if gpus is not None and not dry_run:
+        raise ConfigError("--gpus plans a run and starts none: add --dry-run, or set NPROC_PER_NODE to start processes")
     if resume is not None and load_from is not None:
         raise ConfigError("--resume and --load-from exclude each other")
     from xrlhf.engine.launch import (
@@ -103,6 +125,15 @@ def train(
     from xrlhf.devices import find_device
 
     chosen = find_device(device or recipe.get("device"))
+    if gpus is not None:
+        from xrlhf.engine.dry_run import plan_run
+
+        named = (device or recipe.get("device")) is not None
+        for line in plan_run(
+            recipe, gpus, chosen, is_named=named, memory_gib=gpu_memory, tflops=gpu_tflops, link_gbs=link
+        ):
+            typer.echo(line)
+        return 0
     if dry_run:
         from xrlhf.engine.dry_run import dry_run as report
 

@@ -32,6 +32,9 @@ class TorchAccelerator(Device):
     def synchronize(self) -> None:
         self._module().synchronize()
 
+    def total_memory(self) -> int | None:
+        return int(self._module().get_device_properties(self.index or 0).total_memory)
+
     def peak_memory_mib(self) -> float:
         return float(self._module().max_memory_allocated()) / 2**20
 

@@ -136,6 +136,10 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
 
+    def total_memory(self) -> int | None:
+        """Bytes of memory that the device has; None where nobody says."""
+        return None
+
     def peak_memory_mib(self) -> float:
         """Most memory in use at once so far, MiB: of the device, or of the process where they are the same."""
         raise NotImplementedError

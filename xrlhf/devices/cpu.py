@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
@@ -17,6 +18,12 @@ class CpuDevice(Device):
     @classmethod
     def obstacle(cls) -> str | None:
         return None
+
+    def total_memory(self) -> int | None:
+        known = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in known:
+            return None
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def peak_memory_mib(self) -> float:
         return process_peak_memory_mib()

@@ -37,6 +37,7 @@ __all__ = [
     "build_parts",
     "build_runner",
     "build_tokenizer",
+    "build_train_loader",
     "check_length",
     "section_of",
     "seed_of",
@@ -143,12 +144,17 @@ def build_eval_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks:
     return EvalLoader(dataset, **options, rank=ranks.rank, world_size=ranks.world_size)
 
 
+def build_train_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> StepLoader:
+    """The training set of a recipe, in steps, of which this process sees its share."""
+    options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
+    dataset = build_dataset(recipe, "train_dataloader", tokenizer)
+    return StepLoader(dataset, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+
+
 def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> Parts:
     """Build tokenizer, data and model of a recipe, the model for ``device``."""
-    options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
     tokenizer = build_tokenizer(recipe)
-    train_set = build_dataset(recipe, "train_dataloader", tokenizer)
-    train_loader = StepLoader(train_set, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+    train_loader = build_train_loader(recipe, tokenizer, ranks)
     val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
     model = build_model(recipe, tokenizer, device)
     for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
@@ -177,6 +183,7 @@ def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, A
     """
     config = recipe.get("strategy") or {}
     config = {"type": config} if isinstance(config, str) else dict(config)
+    _refuse_sequence_parallel(recipe, config)
     chosen = config.pop("type", None) or ("ddp" if ranks.is_distributed else "single")
     if isinstance(chosen, str) and "." not in chosen:
         # XTuner's users know DeepSpeed's stages by this longer name too.
@@ -202,6 +209,18 @@ def strategy_config(recipe: Config, ranks: Ranks, device: Device) -> dict[str, A
             "device 'cpu', or strategy 'ddp'"
         )
     return {**config, "type": strategy, "device": device}
+
+
+def _refuse_sequence_parallel(recipe: Config, strategy: dict[str, Any]) -> None:
+    """Say what there is for long conversations, where another framework's option for them is used."""
+    for name in ("sequence_parallel", "sequence_parallel_size"):
+        asked = recipe.get(name, strategy.get(name, 1))
+        if asked not in (None, False, 1):
+            raise ConfigError(
+                f"{name}={asked!r}: one conversation is not split over devices here; a group has to fit one. For long "
+                "ones set model.gradient_checkpointing=True, then model.activation_offload=True, and leave it out"
+            )
+        strategy.pop(name, None)
 
 
 def build_runner(

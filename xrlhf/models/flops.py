@@ -67,8 +67,8 @@ def _seen_by_first(length: np.ndarray, window: int | None) -> np.ndarray:
     return near * (near + 1) // 2 + (length - near) * near
 
 
-def matrix_flops(model: PreTrainedModel) -> MatrixFlops:
-    """Count what training a model needs.
+def matrix_flops(model: PreTrainedModel, *, forward_only: bool = False) -> MatrixFlops:
+    """Count what training a model needs, or its forward pass by itself.
 
     A token costs two operations for every weight it is multiplied with in the forward pass, and in the backward pass
     two for the gradient of its activations and, where the weight is trained, two for the weight's. A mixture of
@@ -77,6 +77,7 @@ def matrix_flops(model: PreTrainedModel) -> MatrixFlops:
 
     Args:
         model: A model with a backbone under its ``base_model_prefix``; adapters may be in its layers.
+        forward_only: Leave the backward pass out.
     """
     backbone = getattr(model, model.base_model_prefix)
     config = model.config.get_text_config()
@@ -93,9 +94,9 @@ def matrix_flops(model: PreTrainedModel) -> MatrixFlops:
             continue
         size = weight.numel() * (share if "experts" in parts else 1.0)
         used[id(weight) in at_segment_ends] += size
-        trained[id(weight) in at_segment_ends] += size * weight.requires_grad
+        trained[id(weight) in at_segment_ends] += size * (weight.requires_grad and not forward_only)
     # Nothing to train in the backbone: nothing to go back for.
-    goes_back = any(weight.requires_grad for weight in backbone.parameters())
+    goes_back = not forward_only and any(weight.requires_grad for weight in backbone.parameters())
     passes = 3 if goes_back else 1
     per_pair = 2 * passes * _attention_width(config)
     in_attention: dict[int | None, float] = {}

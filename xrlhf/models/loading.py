@@ -27,6 +27,7 @@ from xrlhf.models.heads import head_of_config
 from xrlhf.models.internlm2 import register_internlm2
 from xrlhf.models.location import loading_error, pretrained_location
 from xrlhf.models.quantised import keep_layout, quantisation_config
+from xrlhf.models.shapes import are_shapes_alone
 from xrlhf.registry import MODELS
 
 __all__ = [
@@ -101,6 +102,10 @@ def backbone_from_pretrained(
     """
     _check_head_init(head_init)
     weights_dtype = torch_dtype(dtype)
+    if are_shapes_alone():
+        return _backbone_by_shapes(
+            path, weights_dtype, num_outputs, revision=revision, hub=hub, trust_remote_code=trust_remote_code
+        )
     location = pretrained_location(path, "model", revision=revision, hub=hub, leave_out=_NEVER_READ)
     register_internlm2()
     adapter = find_adapter(location, revision)
@@ -180,6 +185,35 @@ def _with_adapter(
     merged.to(dtype)  # type: ignore[arg-type]
     score_head(merged, num_outputs)[1].float()
     return merged
+
+def _backbone_by_shapes(
+    path: str,
+    dtype: torch.dtype,
+    num_outputs: int | None,
+    *,
+    revision: str | None,
+    hub: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """What :func:`backbone_from_pretrained` gives, known by its shapes alone: its config is read, and no weights."""
+    location = pretrained_location(path, "model", revision=revision, hub=hub, only=("*.json", "*.py"))
+    register_internlm2()
+    adapter = find_adapter(location, revision)
+    if adapter is not None:
+        base = str(adapter.base_model_name_or_path)
+        return _backbone_by_shapes(
+            base, dtype, num_outputs, revision=None, hub=hub, trust_remote_code=trust_remote_code
+        )
+    try:
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+        config.num_labels = head_of_config(config).num_outputs if num_outputs is None else num_outputs
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise loading_error(error, "config", path, revision=revision, hub=hub) from error
+    score_head(model, config.num_labels)[1].float()
+    return model
 
 
 @MODELS.register_module()

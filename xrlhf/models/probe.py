@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.last_layer import ShortLastLayer
 from xrlhf.models.quantised import is_quantised
+from xrlhf.models.shapes import are_shapes_alone, batch_on_paper, paper_mode, put_on_paper
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
 
@@ -38,6 +40,8 @@ def choose_layout(
     model: PreTrainedModel, head: nn.Module | None = None, *, layout: str = "auto", static_shapes: bool = False
 ) -> str:
     """``"packed"`` where that is right for this model and device, else ``"padded"``; what is returned has been checked.
+
+    A model that is known by its shapes alone has no states to compare: it packs if it runs packed.
 
     Args:
         model: As in :func:`check_packing`.
@@ -100,6 +104,9 @@ def check_packing(model: PreTrainedModel, head: nn.Module | None = None) -> None
     """
     name = type(model).__name__
     groups = _two_groups(model)
+    if are_shapes_alone(embedding_weight(model)):
+        _check_packing_on_paper(model, groups)
+        return
     batch = pack(groups).to(embedding_weight(model).device)
     with _evaluating(model):
         alone = _last_hidden_states_alone(model, head, groups)
@@ -124,6 +131,22 @@ def check_packing(model: PreTrainedModel, head: nn.Module | None = None) -> None
         )
 
 
+def _check_packing_on_paper(model: PreTrainedModel, groups: list[TokenizedGroup]) -> None:
+    """As :func:`check_packing`, of a model that has no values to compare: only whether it runs packed."""
+    own = copy.deepcopy(model)
+    mode = paper_mode()
+    put_on_paper(own, mode)
+    # Whoever builds without values has made that the default of new tensors.
+    with torch.device("cpu"), mode, _quiet_transformers():
+        try:
+            own.set_attn_implementation(register_segment_attention())
+            _last_hidden_states_packed(own, batch_on_paper(pack(groups), mode))
+        except _MODEL_FAILURES as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot be trained on packed groups: {error_line(error)}"
+            ) from error
+
+
 @torch.no_grad()
 def check_padding(model: PreTrainedModel, head: nn.Module | None = None, *, static_shapes: bool = False) -> None:
     """Run conversations of different length padded on the right in one batch and each alone, and compare.
@@ -137,6 +160,8 @@ def check_padding(model: PreTrainedModel, head: nn.Module | None = None, *, stat
         ModelError: The architecture lets padding change what stands before it, or changes the hidden states before
             its head.
     """
+    if are_shapes_alone(embedding_weight(model)):
+        return
     name = type(model).__name__
     groups = _two_groups(model)
     batch = pack(groups).to(embedding_weight(model).device)

@@ -21,6 +21,7 @@ from xrlhf.models.heads import Head, head_of_config
 from xrlhf.models.hidden_states import packed_states, padded_states
 from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
+from xrlhf.models.offload import HostActivations
 from xrlhf.models.probe import choose_layout
 from xrlhf.models.quantised import is_quantised
 from xrlhf.ops.attention import register_segment_attention
@@ -52,6 +53,8 @@ class RewardModel(nn.Module):
         precision: ``"float32"``, or ``"bfloat16"`` / ``"float16"`` for autocast around the backbone; the head always
             computes in float32. Training, validation and scoring share it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        activation_offload: Keep what gradient checkpointing keeps, the input of every layer, in the memory of the host:
+            for rows so long that it does not fit the device. No effect on a CPU.
         layout: ``"packed"`` computes every prompt once; ``"padded"`` gives every response a row of its own, which
             costs more and leaves the model its own attention; ``"auto"`` packs where a check at the start finds that
             right for the model.
@@ -65,6 +68,7 @@ class RewardModel(nn.Module):
     Attributes:
         head: The head.
         layout: The layout that was chosen.
+        host_activations: The class that moves activations under ``activation_offload``.
         single_forward: Run every micro-batch in one forward pass, for strategies in which all processes must make
             equally many. Padded rows run in several otherwise, each about as large as the packed row, and all but
             the last are computed again in the backward pass, so that they need no more memory than packing would.
@@ -85,6 +89,7 @@ class RewardModel(nn.Module):
         lora: Mapping[str, Any] | None = None,
         precision: str = "float32",
         gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
         layout: str = "auto",
         static_shapes: bool = False,
         attention: str = "auto",
@@ -118,6 +123,12 @@ class RewardModel(nn.Module):
             # Later versions of transformers 5 renamed it.
             enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+        elif activation_offload:
+            raise ModelError(
+                "activation_offload moves what gradient checkpointing keeps: set gradient_checkpointing=True beside it"
+            )
+        self.activation_offload = activation_offload
+        self.host_activations: type[HostActivations] = HostActivations
         self.uses_lora = lora is not None
         if lora is None and loss is not None and is_quantised(backbone):
             raise ModelError("a quantised base is trained through adapters only: give lora=dict(...), or leave it out")
@@ -159,7 +170,10 @@ class RewardModel(nn.Module):
         autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.precision is not torch.float32:
             autocast = torch.autocast(device_type, dtype=self.precision)
-        with autocast:
+        saving: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.activation_offload and torch.is_grad_enabled():
+            saving = self.host_activations(self.hf_model.parameters()).hooks()
+        with autocast, saving:
             if self.layout == "packed":
                 states = packed_states(self.hf_model, batch)
             else:

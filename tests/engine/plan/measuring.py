@@ -1,0 +1,156 @@
+"""What a step of training really takes, by torch's own account of its allocator, beside what the plan says of it.
+
+The allocator sees every byte that any kernel asks for, also what an operation takes for itself, which the plan cannot
+see. The size of the process would say less: it holds what was given back, and pages that were asked for and never
+touched do not count in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from toy import ToyDataset, run_of
+from torch.optim import AdamW
+from torch.profiler import ProfilerActivity, profile
+
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.plan import Moment, plan_model, plan_strategy, workload_of
+from xrlhf.engine.strategies import STRATEGIES_BY_NAME
+from xrlhf.losses import RankingLoss
+from xrlhf.models import RewardModel, backbone_from_config
+from xrlhf.structures import TokenizedGroup
+
+__all__ = ["LLAMA_12M", "LLAMA_100M", "TINY_LLAMA", "backbone", "groups_of", "measured_peak", "planned_peak"]
+
+ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-3}, "max_grad_norm": 1.0}
+STEPS = 3
+"""The optimizer has its state, and torch's reducer its last buckets, from the third step on."""
+
+TINY_LLAMA = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
+LLAMA_12M = {"vocab_size": 4000, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8}
+LLAMA_100M = {"vocab_size": 16000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
+
+
+def backbone(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A Llama as a recipe has it."""
+    heads = max(4, sizes["hidden_size"] // 64)
+    return {
+        "type": backbone_from_config,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        **sizes,
+    }
+
+
+def groups_of(number: int, prompt: int, response: int, vocab_size: int = 300) -> ToyDataset:
+    """Pairs, all of one length."""
+    generator = np.random.default_rng(0)
+
+    def ids(length: int) -> Any:
+        return generator.integers(5, vocab_size, length).astype(np.int32)
+
+    return ToyDataset([TokenizedGroup(ids(prompt), (ids(response), ids(response)), row=i) for i in range(number)])
+
+
+def planned_peak(
+    model: dict[str, Any],
+    dataset: ToyDataset,
+    *,
+    strategy: str,
+    options: dict[str, Any],
+    num_devices: int,
+    groups_per_step: int,
+    token_budget: int,
+) -> Moment:
+    """The peak as the plan has it."""
+    from xrlhf.data.loader import StepLoader
+
+    loader = StepLoader(
+        dataset,  # type: ignore[arg-type]
+        groups_per_step=groups_per_step,
+        token_budget=token_budget,
+        seed=0,
+        world_size=num_devices,
+    )
+    workload = workload_of(loader)
+    planned = plan_model({"type": RewardModel, **model}, None, ADAMW, workload, on_cpu=True)
+    assert planned.needs.note is None
+    preset = dict(STRATEGIES_BY_NAME[strategy])
+    kind = preset.pop("type")
+    plan = plan_strategy(
+        kind,
+        {**preset, **options},
+        planned.needs,
+        num_devices=num_devices,
+        micro_batches=workload.micro_batches,
+        precision=planned.precision,
+    )
+    return plan.peak
+
+
+def measured_peak(
+    model: dict[str, Any],
+    dataset: ToyDataset,
+    *,
+    strategy: str,
+    options: dict[str, Any],
+    groups_per_step: int,
+    token_budget: int,
+    launcher: str = "none",
+) -> int:
+    """The most bytes that torch's allocator had given out during the last of some steps of real training."""
+    preset = dict(STRATEGIES_BY_NAME[strategy])
+    kind = preset.pop("type")
+    gc.collect()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
+    ):
+        torch.manual_seed(0)
+        built = RewardModel(**{"loss": RankingLoss(), **model})
+        made = kind(
+            device=CpuDevice(),
+            work_dir=folder,
+            env_kwargs={"launcher": launcher, "randomness": {"seed": 0}},
+            experiment_name=folder,
+            **{**preset, **options},
+        )
+        run = run_of(
+            built,
+            dataset,
+            Path(folder),
+            max_steps=STEPS,
+            groups_per_step=groups_per_step,
+            token_budget=token_budget,
+            strategy=made,
+            optim_wrapper=ADAMW,
+        )
+        run.model.train()
+        for batches in run.loop.dataloader.steps(0, STEPS):
+            if batches.step == STEPS - 1:
+                with torch.profiler.record_function("the last step"):
+                    run.loop.run_step(batches)
+            else:
+                run.loop.run_step(batches)
+    return _most_bytes(seen, "the last step")
+
+
+def _most_bytes(seen: Any, during: str) -> int:
+    """The largest sum of everything given out and taken back since the profile began, while ``during`` went on."""
+    events = sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    begins = next(event.start_ns() for event in events if event.name() == during)
+    live = most = 0
+    for event in events:
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            if event.start_ns() >= begins:
+                most = max(most, live)
+    return most

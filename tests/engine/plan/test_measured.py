@@ -1,0 +1,111 @@
+"""Plans against what torch's allocator really gave out, within 15 %."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measuring import LLAMA_12M, LLAMA_100M, TINY_LLAMA, backbone, groups_of, measured_peak, planned_peak
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "strategies"))
+
+from processes import run_processes
+
+WITHIN = 0.15
+LORA = {"lora": {"r": 8, "lora_alpha": 16}}
+
+
+def compare(model: dict[str, Any], lengths: tuple[int, int], groups_per_step: int, token_budget: int) -> float:
+    """Planned by measured, for one process."""
+    dataset = groups_of(16, *lengths)
+    job = {"strategy": "single", "options": {}, "groups_per_step": groups_per_step, "token_budget": token_budget}
+    planned = planned_peak(model, dataset, num_devices=1, **job)
+    return planned.total / measured_peak(model, dataset, **job)
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths", "groups_per_step", "token_budget"),
+    [
+        ({}, (40, 20), 4, 400),
+        ({}, (40, 20), 4, 90),
+        ({"gradient_checkpointing": True}, (400, 200), 4, 4000),
+        ({"precision": "bfloat16"}, (40, 20), 4, 400),
+        ({"precision": "bfloat16", "gradient_checkpointing": True}, (400, 200), 4, 1000),
+        ({"layout": "padded"}, (40, 20), 4, 400),
+        (LORA, (40, 20), 4, 400),
+        (LORA, (400, 200), 4, 1000),
+    ],
+    ids=[
+        "one micro-batch",
+        "several",
+        "checkpointing, long rows",
+        "bfloat16",
+        "bfloat16, checkpointing",
+        "padded",
+        "adapters",
+        "adapters, long rows",
+    ],
+)
+def test_a_tiny_model(
+    options: dict[str, Any], lengths: tuple[int, int], groups_per_step: int, token_budget: int
+) -> None:
+    ratio = compare({"backbone": backbone(TINY_LLAMA), **options}, lengths, groups_per_step, token_budget)
+    assert ratio == pytest.approx(1, abs=WITHIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "token_budget"),
+    [({}, 1200), ({"gradient_checkpointing": True}, 1200), ({}, 600), (LORA, 1200)],
+    ids=["one micro-batch", "checkpointing", "several micro-batches", "adapters"],
+)
+def test_a_model_of_100_million(options: dict[str, Any], token_budget: int) -> None:
+    ratio = compare({"backbone": backbone(LLAMA_100M), **options}, (200, 100), 3, token_budget)
+    assert ratio == pytest.approx(1, abs=WITHIN)
+
+
+SMALL_BUCKET = {"reduce_bucket_size": 2_000_000}
+SPLIT = {**SMALL_BUCKET, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+JOBS: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp", "options": {}},
+    "fsdp": {"strategy": "fsdp", "options": {}},
+    "fsdp_kept": {"strategy": "fsdp", "options": {"reshard_after_forward": False}},
+    "zero1": {"strategy": "zero1", "options": {"config": {"zero_optimization": SMALL_BUCKET}}},
+    "zero2": {"strategy": "zero2", "options": {"config": {"zero_optimization": SMALL_BUCKET}}},
+    "zero3": {"strategy": "zero3", "options": {"config": {"zero_optimization": SMALL_BUCKET}}},
+    "zero2_default": {"strategy": "zero2", "options": {}},
+    "zero3_default": {"strategy": "zero3", "options": {}},
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "one": {"lengths": (100, 50), "groups_per_step": 4, "token_budget": 400},
+    "several": {"lengths": (100, 50), "groups_per_step": 8, "token_budget": 400},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """The larger peak of two processes, by job and shape."""
+    folder = tmp_path_factory.mktemp("measured")
+    jobs = [{"name": f"{name}/{shape}", **JOBS[name], **SHAPES[shape]} for name in JOBS for shape in SHAPES]
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    run_processes(Path(__file__).with_name("measured_worker.py"), folder)
+    found = [json.loads((folder / f"rank_{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    return {name: max(of_rank[name] for of_rank in found) for name in found[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", JOBS)
+def test_two_processes(measured: dict[str, int], name: str, shape: str) -> None:
+    described = {key: value for key, value in SHAPES[shape].items() if key != "lengths"}
+    planned = planned_peak(
+        {"backbone": backbone(LLAMA_12M)},
+        groups_of(16, *SHAPES[shape]["lengths"]),
+        num_devices=2,
+        **JOBS[name],
+        **described,
+    )
+    assert planned.total / measured[f"{name}/{shape}"] == pytest.approx(1, abs=WITHIN)

@@ -1,0 +1,38 @@
+"""What a run would take in memory and time, from shapes alone: before weights are loaded and devices are rented."""
+
+from xrlhf.engine.plan.hardware import Hardware, hardware_for
+from xrlhf.engine.plan.live_bytes import LiveBytes, Peak
+from xrlhf.engine.plan.report import (
+    Planned,
+    own_strategy,
+    plan_by_strategy,
+    plan_lines,
+    plan_model,
+    step_seconds,
+)
+from xrlhf.engine.plan.step import Sizes, StepNeeds, sizes_of, step_needs
+from xrlhf.engine.plan.strategies import DevicePlan, Moment, plan_strategy
+from xrlhf.engine.plan.workload import Workload, assumed_workload, workload_of
+
+__all__ = [
+    "DevicePlan",
+    "Hardware",
+    "LiveBytes",
+    "Moment",
+    "Peak",
+    "Planned",
+    "Sizes",
+    "StepNeeds",
+    "Workload",
+    "assumed_workload",
+    "hardware_for",
+    "own_strategy",
+    "plan_by_strategy",
+    "plan_lines",
+    "plan_model",
+    "plan_strategy",
+    "sizes_of",
+    "step_needs",
+    "step_seconds",
+    "workload_of",
+]
