@@ -1,7 +1,7 @@
-"""Writes the table of objectives in docs/objectives.md from the docstrings of the losses.
+"""Writes the tables of objectives in docs/objectives.md and docs/policy-losses.md from the docstrings of the losses.
 
-python tools/objective_table.py            prints the table
-python tools/objective_table.py --write    puts it into docs/objectives.md
+python tools/objective_table.py            prints the tables
+python tools/objective_table.py --write    puts each into its page
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import nn
 from xrlhf.registry import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "objectives.md"
+DOCS = ROOT / "docs"
+POLICY = "xrlhf.losses.policy."
 BEGIN, END = "<!-- table of objectives: written by tools/objective_table.py -->", "<!-- end of the table -->"
 _COLUMNS = ("objective", "formula", "data it needs", "when to choose it", "source", "test")
 
@@ -51,14 +52,14 @@ def formula(doc: str) -> list[str]:
 def row(loss: type[nn.Module]) -> list[str]:
     """The cells of one objective."""
     doc = inspect.getdoc(loss) or ""
-    module = loss.__module__.rpartition(".")[2]
+    *folders, module = loss.__module__.split(".")[1:]
     return [
         f"`{loss.__name__}`",
         "<br>".join(f"`{line}`" for line in formula(doc)),
         section(doc, "Data"),
         section(doc, "When"),
         section(doc, "Reference"),
-        f"`tests/losses/test_{module}.py`",
+        f"`tests/{'/'.join(folders)}/test_{module}.py`",
     ]
 
 
@@ -69,31 +70,39 @@ def objectives() -> list[type[nn.Module]]:
     return sorted(own, key=lambda loss: (loss.__module__.endswith(".penalties"), loss.__name__))
 
 
-def table() -> str:
-    """The whole table in Markdown."""
+def pages() -> dict[Path, list[type[nn.Module]]]:
+    """The pages with a table, and the objectives of each: those of reward models, and those of policies."""
+    policy = [loss for loss in objectives() if loss.__module__.startswith(POLICY)]
+    reward = [loss for loss in objectives() if loss not in policy]
+    return {DOCS / "objectives.md": reward, DOCS / "policy-losses.md": policy}
+
+
+def table(losses: list[type[nn.Module]]) -> str:
+    """A table in Markdown, a row for each loss."""
     rows = [list(_COLUMNS), ["---"] * len(_COLUMNS)]
-    rows += [[cell.replace("|", "\\|") for cell in row(loss)] for loss in objectives()]
+    rows += [[cell.replace("|", "\\|") for cell in row(loss)] for loss in losses]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def with_table(text: str) -> str:
-    """A page with the table between its two marks."""
+def with_table(page: Path, text: str, losses: list[type[nn.Module]]) -> str:
+    """The text of a page with a table between its two marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest or not after:
-        raise SystemExit(f"{PAGE} needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+        raise SystemExit(f"{page} needs the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{table(losses)}\n\n{END}{after}"
 
 
 def main(arguments: list[str]) -> int:
-    """Print or write the table."""
+    """Print or write the tables."""
     if arguments not in ([], ["--write"]):
         print(__doc__, file=sys.stderr)
         return 2
-    if not arguments:
-        print(table())
-    else:
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, losses in pages().items():
+        if arguments:
+            page.write_text(with_table(page, page.read_text(encoding="utf-8"), losses), encoding="utf-8")
+        else:
+            print(f"{table(losses)}\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The table of objectives says what the docstrings say."""
+"""The tables of objectives say what the docstrings say."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def load() -> ModuleType:
 TOOL = load()
 
 
-def test_the_page_holds_what_the_tool_writes() -> None:
-    page = TOOL.PAGE.read_text(encoding="utf-8")
-    assert TOOL.with_table(page) == page, "run: python tools/objective_table.py --write"
+@pytest.mark.parametrize("page", TOOL.pages(), ids=lambda page: page.name)
+def test_the_page_holds_what_the_tool_writes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert TOOL.with_table(page, text, TOOL.pages()[page]) == text, "run: python tools/objective_table.py --write"
 
 
 @pytest.mark.parametrize("loss", TOOL.objectives(), ids=lambda loss: loss.__name__)
@@ -37,9 +38,11 @@ def test_every_objective_says_all_there_is_to_say(loss: type[nn.Module]) -> None
 
 
 def test_all_losses_are_there_penalties_last() -> None:
-    names = [loss.__name__ for loss in TOOL.objectives()]
-    assert names[-3:] == ["CenteringPenalty", "L2Penalty", "LogBarrierPenalty"]
-    assert {"RankingLoss", "PlackettLuceLoss", "RegressionLoss", "BinaryLoss", "DavidsonLoss"} <= set(names)
+    rewards, policies = ([loss.__name__ for loss in losses] for losses in TOOL.pages().values())
+    assert rewards[-3:] == ["CenteringPenalty", "L2Penalty", "LogBarrierPenalty"]
+    assert {"RankingLoss", "PlackettLuceLoss", "RegressionLoss", "BinaryLoss", "DavidsonLoss"} <= set(rewards)
+    assert {f"{name}Loss" for name in ("DPO", "IPO", "SimPO", "ORPO", "CPO", "KTO", "APOZero")} <= set(policies)
+    assert sorted(rewards + policies) == sorted(loss.__name__ for loss in TOOL.objectives())
 
 
 def test_sections_and_formulas_of_a_docstring() -> None:
@@ -53,10 +56,10 @@ def test_sections_and_formulas_of_a_docstring() -> None:
 
 def test_a_page_without_its_marks_is_refused() -> None:
     with pytest.raises(SystemExit, match="needs the lines"):
-        TOOL.with_table("# Objectives\n")
+        TOOL.with_table(ROOT / "docs" / "objectives.md", "# Objectives\n", [])
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert TOOL.main([]) == 0
-    assert capsys.readouterr().out.startswith("| objective | formula |")
+    assert capsys.readouterr().out.count("| objective | formula |") == 2
     assert TOOL.main(["--what"]) == 2

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from xrlhf.errors import ConfigError
-from xrlhf.losses.options import number_option
+from xrlhf.losses.options import number_option, switch_option
 
 
 def test_accepted_numbers_come_back_as_floats() -> None:
@@ -36,3 +36,12 @@ def test_an_upper_bound_and_none_below() -> None:
     assert number_option("SomeLoss", "threshold", -7, minimum=-math.inf) == -7
     with pytest.raises(ConfigError, match=r"threshold is nan; accepted is a finite number$"):
         number_option("SomeLoss", "threshold", math.nan, minimum=-math.inf)
+
+
+def test_switches_are_true_or_false() -> None:
+    assert switch_option("SomeLoss", "mean", True) is True
+    assert switch_option("SomeLoss", "mean", False) is False
+    for value in (1, 0, "False", None):
+        with pytest.raises(ConfigError) as caught:
+            switch_option("SomeLoss", "mean", value)  # type: ignore[arg-type]
+        assert str(caught.value) == f"SomeLoss: mean is {value!r}; accepted are True and False"

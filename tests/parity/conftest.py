@@ -1,8 +1,10 @@
-"""Puts tiny_models on the path of this folder's tests."""
+"""Puts tiny_models, environments and peer_env on the path of this folder's tests."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools" / "bench")]

@@ -1,4 +1,4 @@
-"""Checks of the numbers that a recipe hands to a loss."""
+"""Checks of the options that a recipe hands to a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from xrlhf.errors import ConfigError
 
-__all__ = ["number_option"]
+__all__ = ["number_option", "switch_option"]
 
 
 def number_option(
@@ -41,3 +41,19 @@ def number_option(
     limits += [f"below {below:g}"] if below < math.inf else []
     accepted = " ".join(["a finite number", " and ".join(limits)]).rstrip()
     raise ConfigError(f"{owner}: {name} is {value!r}; accepted is {accepted}")
+
+
+def switch_option(owner: str, name: str, value: bool) -> bool:
+    """``value``, if it is True or False.
+
+    Args:
+        owner: Class the option belongs to, for the message.
+        name: The option's name, for the message.
+        value: What the recipe gave.
+
+    Raises:
+        ConfigError: ``value`` is anything else.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{owner}: {name} is {value!r}; accepted are True and False")
