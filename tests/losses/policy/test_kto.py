@@ -175,4 +175,6 @@ def test_ratings_on_one_side_of_the_threshold_are_named() -> None:
     assert KTOLoss(threshold=3).problem(mask, stars) is None
     assert KTOLoss(threshold=None).problem(mask, stars) is None
     assert KTOLoss().problem(mask, torch.ones(1, 2)) is None
+    assert KTOLoss().problem(mask, torch.zeros(1, 2)) is None
+    assert "are not above threshold=3" in str(KTOLoss(threshold=3).problem(mask, torch.tensor([[1.0, 0.0]])))
     assert KTOLoss().problem(mask, torch.full((1, 2), NAN)) is None

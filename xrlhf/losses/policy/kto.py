@@ -152,7 +152,9 @@ class KTOLoss(nn.Module):
     def problem(self, mask: Tensor, ratings: Tensor) -> str | None:
         """What is wrong with the ratings of some groups, in half a sentence; None where nothing is."""
         found = ratings[mask & ~ratings.isnan()]
-        if self.threshold is None or not len(found) or bool(((found == 0) | (found == 1)).all()):
+        if self.threshold is None or not len(found):
+            return None
+        if 0 <= self.threshold < 1 and bool(((found == 0) | (found == 1)).all()):
             # A source of thumbs up alone is in order beside one of thumbs down.
             return None
         good = found > self.threshold
