@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from xrlhf.models.causal_lm import causal_lm_from_config
 from xrlhf.models.loading import backbone_from_config
 from xrlhf.structures import PackedBatch, TokenizedGroup, as_ids
 
@@ -101,11 +102,20 @@ def tiny_backbone(
     Dropout stays at the default of the family.
     """
     torch.manual_seed(seed)
+    return backbone_from_config(model_type, head_init=head_init, **_tiny_options(model_type, config))
+
+
+def tiny_causal_lm(model_type: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny language model with large random weights, so that what is attended to shows in the logits."""
+    torch.manual_seed(seed)
+    return causal_lm_from_config(model_type, **_tiny_options(model_type, config))
+
+
+def _tiny_options(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
     options = {"initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, **TINY, **FAMILIES[model_type], **config}
     if model_type == "opt":
         options["init_std"] = options.pop("initializer_range")
-    options = {name: value for name, value in options.items() if value is not None}
-    return backbone_from_config(model_type, head_init=head_init, **options)
+    return {name: value for name, value in options.items() if value is not None}
 
 
 LORA_OPTIONS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,6 @@
-"""Models: loading, heads, adapters, the reward model."""
+"""Models: loading, heads, adapters, the reward model, language models."""
 
+from xrlhf.models.causal_lm import causal_lm_from_config, causal_lm_from_pretrained
 from xrlhf.models.heads import AttributeHead, ScalarHead
 from xrlhf.models.loading import backbone_from_config, backbone_from_pretrained
 from xrlhf.models.reward_model import RewardModel
@@ -11,6 +12,8 @@ __all__ = [
     "ScalarHead",
     "backbone_from_config",
     "backbone_from_pretrained",
+    "causal_lm_from_config",
+    "causal_lm_from_pretrained",
     "load_tokenizer",
     "prepare_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Directories that hold an adapter with its score head, and the models they become on their base."""
+"""Directories that hold an adapter, for a reward model with its score head, and the models they become on a base."""
 
 from __future__ import annotations
 
@@ -83,17 +83,20 @@ def tokenizer_location(path: str, base: str | None = None) -> str:
     return path if config is None else base or str(config.base_model_name_or_path)
 
 
-def merge_adapter(base: PreTrainedModel, head_name: str, location: str, revision: str | None = None) -> PreTrainedModel:
+def merge_adapter(
+    base: PreTrainedModel, head_name: str | None, location: str, revision: str | None = None
+) -> PreTrainedModel:
     """``base`` with the adapter at ``location`` in its weights and the adapter's score head in place of its own.
 
     Args:
-        base: A ``...ForSequenceClassification`` model with one label, used up.
-        head_name: Name of its score head.
+        base: A ``...ForSequenceClassification`` model with one label, or a language model; used up.
+        head_name: Name of the score head; None for a language model, which has none.
         location: A directory or a hub name.
         revision: Commit, tag or branch of the adapter on the hub.
 
     Raises:
-        ModelError: The adapter has no head, belongs to another base, or cannot be merged.
+        ModelError: The adapter has no head (or has one, for a language model), belongs to another base, or cannot be
+            merged.
     """
     config = find_adapter(location, revision)
     if config is None:
@@ -109,7 +112,10 @@ def merge_adapter(base: PreTrainedModel, head_name: str, location: str, revision
         weights = load_peft_weights(location, device="cpu", **options)
     except Exception as error:
         raise ModelError(f"the weights of the adapter {location!r} cannot be read: {error_line(error)}") from error
-    if f"{_PREFIX}{head_name}.weight" not in weights:
+    if head_name is None:
+        if config.task_type == TaskType.SEQ_CLS:
+            raise ModelError(f"the adapter {location!r} is that of a reward model (task_type SEQ_CLS)")
+    elif f"{_PREFIX}{head_name}.weight" not in weights:
         raise ModelError(
             f"the adapter {location!r} holds no {head_name} head: it is the adapter of a language model, or was saved "
             f"without its head (modules_to_save=[{head_name!r}] keeps it)"
@@ -123,8 +129,11 @@ def merge_adapter(base: PreTrainedModel, head_name: str, location: str, revision
     sizes = {name: getattr(base.config, name, None) for name in _SIZES}
     _grow(base, config, weights, another)
     plain = copy.deepcopy(config)
-    plain.task_type = TaskType.SEQ_CLS
-    plain.modules_to_save = [*(config.modules_to_save or ()), head_name]
+    plain.task_type = TaskType.CAUSAL_LM if head_name is None else TaskType.SEQ_CLS
+    if head_name is not None:
+        plain.modules_to_save = [*(config.modules_to_save or ()), head_name]
+    # peft warns of another name; what is to be said of it was said above.
+    plain.base_model_name_or_path = base.name_or_path
     # What the adapters begin with is overwritten.
     plain.init_lora_weights = True
     try:

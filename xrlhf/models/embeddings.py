@@ -1,4 +1,4 @@
-"""The input embeddings of a model, and rows for tokens it did not have."""
+"""The embeddings of a model, and rows for tokens it did not have."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ def embedding_name(model: PreTrainedModel) -> str:
 
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
-    """Give the input embeddings ``rows`` rows; each new one is the mean of those there were."""
+    """Give the embeddings ``rows`` rows, and the output layer of a language model too.
+
+    Each new row is the mean of those there were.
+    """
     before = len(embedding_weight(model))
     model.resize_token_embeddings(rows, mean_resizing=False)
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
-        weight = embedding_weight(model)
-        weight[before:] = weight[:before].mean(dim=0)
+        for weight in {id(table.weight): table.weight for table in tables if table is not None}.values():
+            weight[before:] = weight[:before].mean(dim=0)

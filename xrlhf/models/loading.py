@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,27 @@ from xrlhf.models.shapes import are_shapes_alone
 from xrlhf.registry import MODELS
 
 __all__ = [
+    "HEAD_NAMES",
     "backbone_from_config",
     "backbone_from_pretrained",
+    "check_has_config",
     "check_vocabulary",
+    "check_weights",
+    "config_of_type",
     "decoder_layers",
     "disable_dropout",
     "embedding_weight",
     "fit_embeddings",
+    "model_location",
     "score_head",
     "torch_dtype",
 ]
 
 logger = logging.getLogger("xrlhf")
 
-_HEAD_NAMES = ("score", "classifier", "v_head")
+HEAD_NAMES = ("score", "classifier", "v_head")
+"""What architectures call the layer that gives a score."""
+
 _NEVER_READ = ("*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.tflite", "*.pth")
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -106,7 +113,7 @@ def backbone_from_pretrained(
         return _backbone_by_shapes(
             path, weights_dtype, num_outputs, revision=revision, hub=hub, trust_remote_code=trust_remote_code
         )
-    location = pretrained_location(path, "model", revision=revision, hub=hub, leave_out=_NEVER_READ)
+    location = model_location(path, revision=revision, hub=hub)
     register_internlm2()
     adapter = find_adapter(location, revision)
     if adapter is not None:
@@ -123,11 +130,10 @@ def backbone_from_pretrained(
         except ModelError as error:
             raise ModelError(f"{path!r} is an adapter whose base cannot be loaded: {error}") from error
         return _with_adapter(model, location, revision, num_outputs or 1, weights_dtype)
-    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
-        raise ModelError(f"no model could be loaded from {path!r}: it holds no config.json")
+    check_has_config(location, path)
     extra: dict[str, Any] = {}
     if quantization is not None:
-        extra["quantization_config"] = quantisation_config(quantization, _HEAD_NAMES)
+        extra["quantization_config"] = quantisation_config(quantization, HEAD_NAMES)
     try:
         if num_outputs is None:
             config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
@@ -150,14 +156,12 @@ def backbone_from_pretrained(
     head_name, head = score_head(model, num_outputs)
     missing = {str(key) for key in info["missing_keys"]}
     mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}
-    if others := sorted(key for key in missing - mismatched if not _is_of(head_name, key)):
-        raise ModelError(
-            f"{path!r} lacks {len(others)} of the weights of {type(model).__name__}, such as {others[0]!r}"
-        )
-    if others := sorted(key for key in mismatched if not _is_of(head_name, key)):
-        raise ModelError(
-            f"{path!r} has {len(others)} weights of another shape than its config.json says, such as {others[0]!r}"
-        )
+    check_weights(
+        path,
+        model,
+        missing={key for key in missing if not _is_of(head_name, key)},
+        mismatched={key for key in mismatched if not _is_of(head_name, key)},
+    )
     if mismatched:
         wanted = "one score: a reward model has num_labels=1" if num_outputs == 1 else f"{num_outputs} attributes"
         raise ModelError(f"{path!r} has a {head_name} head that does not give {wanted}")
@@ -236,12 +240,7 @@ def backbone_from_config(
     weights_dtype = torch_dtype(dtype)
     if config.pop("num_labels", 1) != 1:
         raise ModelError("a reward model gives one score: leave num_labels out (several attributes: model.head)")
-    register_internlm2()
-    try:
-        built = AutoConfig.for_model(model_type, num_labels=num_outputs, **config)
-    except Exception as error:
-        raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
-    _check_fields(built, config)
+    built = config_of_type(model_type, config, num_labels=num_outputs)
     try:
         model = AutoModelForSequenceClassification.from_config(built, dtype=weights_dtype)
     except Exception as error:
@@ -252,7 +251,68 @@ def backbone_from_config(
     return model
 
 
-def _check_fields(built: PreTrainedConfig, given: dict[str, Any]) -> None:
+def model_location(path: str, *, revision: str | None = None, hub: str | None = None) -> str:
+    """``path`` as ``from_pretrained`` takes it, for a model's config and weights.
+
+    Raises:
+        ModelError: As :func:`~xrlhf.models.location.pretrained_location`.
+    """
+    return pretrained_location(path, "model", revision=revision, hub=hub, leave_out=_NEVER_READ)
+
+
+def check_has_config(location: str, path: str) -> None:
+    """Refuse a directory without a config.json, which the recipe calls ``path``.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+        raise ModelError(f"no model could be loaded from {path!r}: it holds no config.json")
+
+
+def check_weights(path: str, model: PreTrainedModel, *, missing: Set[str], mismatched: Set[str]) -> None:
+    """Refuse a checkpoint that did not give all weights: transformers would leave random ones in their places.
+
+    Args:
+        path: What the recipe calls the checkpoint.
+        model: What was made of it.
+        missing: Names of weights that it lacks.
+        mismatched: Names of weights that it has in another shape.
+
+    Raises:
+        ModelError: There are such weights.
+    """
+    if others := sorted(missing - mismatched):
+        raise ModelError(
+            f"{path!r} lacks {len(others)} of the weights of {type(model).__name__}, such as {others[0]!r}"
+        )
+    if others := sorted(mismatched):
+        raise ModelError(
+            f"{path!r} has {len(others)} weights of another shape than its config.json says, such as {others[0]!r}"
+        )
+
+
+def config_of_type(model_type: str, fields: Mapping[str, Any], **more: Any) -> PreTrainedConfig:
+    """The config of a type that ``transformers`` knows.
+
+    Args:
+        model_type: Such as ``"llama"``.
+        fields: Fields that the recipe gives, which the type must have.
+        **more: Fields that any type takes.
+
+    Raises:
+        ModelError: An unknown type, field or value.
+    """
+    register_internlm2()
+    try:
+        built = AutoConfig.for_model(model_type, **more, **fields)
+    except Exception as error:
+        raise ModelError(f"no {model_type!r} model could be made from its config: {error_line(error)}") from error
+    _check_fields(built, fields)
+    return built
+
+
+def _check_fields(built: PreTrainedConfig, given: Mapping[str, Any]) -> None:
     """Refuse fields that the config keeps but no model reads: transformers takes any name without a word."""
     if not dataclasses.is_dataclass(built):
         return
@@ -273,13 +333,13 @@ def score_head(model: PreTrainedModel, num_outputs: int = 1) -> tuple[str, nn.Li
     Raises:
         ModelError: The architecture has none.
     """
-    for name in _HEAD_NAMES:
+    for name in HEAD_NAMES:
         head = getattr(model, name, None)
         if isinstance(head, nn.Linear) and head.out_features == num_outputs:
             return name, head
     wanted = "one output" if num_outputs == 1 else f"{num_outputs} outputs"
     raise ModelError(
-        f"{type(model).__name__} has no linear score head named {' or '.join(_HEAD_NAMES)} with {wanted}, "
+        f"{type(model).__name__} has no linear score head named {' or '.join(HEAD_NAMES)} with {wanted}, "
         "so it cannot serve as a reward model"
     )
 
