@@ -17,15 +17,15 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def formats_table() -> str:
-    """The row formats that come with xrlhf: their map function, what they are, columns, licence."""
+    """The row formats that come with xrlhf: their map function, what they teach and are, columns, licence."""
     from xrlhf.data import map_fns
 
-    lines = ["| map function | rows of | columns | licence |", "|---|---|---|---|"]
+    lines = ["| map function | teaches | rows of | columns | licence |", "|---|---|---|---|---|"]
     for info in map_fns.describe_formats():
         if info.name not in map_fns.__all__:
             continue
         columns = ", ".join(f"`{column.name}`" + ("?" if column.optional else "") for column in info.columns)
-        cells = (f"`{info.name}`", info.summary.rstrip("."), columns, info.licence.rstrip("."))
+        cells = (f"`{info.name}`", info.kind, info.summary.rstrip("."), columns, info.licence.rstrip("."))
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

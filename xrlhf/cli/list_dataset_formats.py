@@ -30,6 +30,9 @@ def list_dataset_formats(
 ) -> None:
     """List the row formats, one a line, or describe one: columns, traps, options, licence, and how to choose it.
 
+    Beside its name stands what a format teaches: preferences, SFT (conversations or texts to learn from), or rated
+    answers.
+
     Example: xrlhf list-dataset-formats shp
     """
     from xrlhf.data.map_fns import describe_formats, find_format
@@ -45,12 +48,13 @@ def list_dataset_formats(
         known = [info.name for info in describe_formats()]
         raise ConfigError(f"no format matches {pattern!r}{nearest_clause(pattern, known)}")
     width = max(len(info.name) for info in formats)
+    kind_width = max(len(info.kind) for info in formats)
     for info in formats:
-        typer.echo(f"{info.name:<{width}}  {info.summary}".rstrip())
+        typer.echo(f"{info.name:<{width}}  {info.kind:<{kind_width}}  {info.summary}".rstrip())
 
 
 def _description(info: FormatInfo) -> list[str]:
-    lines = [info.name, *_wrapped(info.summary, "  ")]
+    lines = [info.name, *_wrapped(info.summary, "  "), "", "teaches", f"  {info.kind}"]
     lines += ["", "columns"]
     for column in info.columns:
         lines += _wrapped(f"{column.name} ({column.kind}): {column.meaning}", "  ", "      ")

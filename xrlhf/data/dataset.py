@@ -29,7 +29,8 @@ def resolve_map_fn(spec: Any) -> MapFn:
     """A map function from a recipe: a function, its dotted or registered name, or a dict with options.
 
     Args:
-        spec: ``hh_map_fn``, ``"hh_map_fn"``, ``"my_package.my_map_fn"`` or ``dict(type=hh_map_fn, empty="keep")``.
+        spec: ``hh_map_fn``, ``"hh_map_fn"``, ``"my_package.my_map_fn"`` or ``dict(type=hh_map_fn, empty="keep")``. An
+            option called ``map_fn`` is itself a map function, written in any of these ways.
 
     Raises:
         ConfigError: Nothing has that name, it is no function, or it does not take these options.
@@ -43,6 +44,8 @@ def resolve_map_fn(spec: Any) -> MapFn:
     options = {key: value for key, value in spec.items() if key != "type"}
     function = _find_map_fn(spec["type"])
     _check_options(spec["type"], function, options)
+    if "map_fn" in options:
+        options["map_fn"] = resolve_map_fn(options["map_fn"])
     return partial(function, **options)
 
 

@@ -94,7 +94,9 @@ def map_fn_identity(map_fn: MapFn) -> str:
         arguments.append(getattr(function, "__dict__", {}))
         function = type(function)
     digest = hashlib.blake2b(_code_of(function), digest_size=8).hexdigest()
-    bound = json.dumps(arguments, sort_keys=True, default=str)
+    bound = json.dumps(
+        arguments, sort_keys=True, default=lambda value: map_fn_identity(value) if callable(value) else str(value)
+    )
     return f"{function.__module__}.{function.__qualname__}:{bound}:{digest}"
 
 

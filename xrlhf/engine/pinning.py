@@ -37,7 +37,7 @@ def _pinned(value: Any, lines: dict[str, None]) -> Any:
     if not isinstance(value, Mapping):
         return value
     copy = {key: _pinned(item, lines) for key, item in value.items()}
-    if "map_fn" in copy:
+    if {"source", "map_fn"} <= set(copy):
         copy["source"] = _pinned_source(copy.get("source"), lines)
     return _with_commit(copy, _repo_type(copy), lines)
 

@@ -29,7 +29,7 @@ def test_every_map_function_is_registered_exported_and_listed() -> None:
 def test_every_docstring_says_what_a_user_needs(name: str) -> None:
     info = FORMATS[name]
     assert info.summary.endswith(".")
-    assert len(info.columns) >= 2 or name == "helpsteer2_pair_map_fn"
+    assert len(info.columns) >= 2 or name in ("chosen_only_map_fn", "helpsteer2_pair_map_fn", "text_map_fn")
     assert info.columns
     assert info.traps
     assert info.licence
@@ -48,6 +48,16 @@ def test_every_example_gives_what_it_says(name: str) -> None:
     results = [doctest.DocTestRunner().run(example) for example in examples]
     assert sum(result.attempted for result in results) >= 2
     assert sum(result.failed for result in results) == 0
+
+
+def test_what_the_formats_teach() -> None:
+    kinds = {name: FORMATS[name].kind for name in SHIPPED}
+    assert {name for name, kind in kinds.items() if kind == "SFT"} == {
+        *("alpaca_map_fn", "chosen_only_map_fn", "completion_map_fn", "messages_map_fn", "orca_map_fn"),
+        *("sharegpt_map_fn", "text_map_fn"),
+    }
+    assert {name for name, kind in kinds.items() if kind == "rated answers"} == {"helpsteer2_map_fn", "kto_map_fn"}
+    assert set(kinds.values()) == {"SFT", "rated answers", "preferences"}
 
 
 def test_what_is_read_from_a_docstring() -> None:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xrlhf.data.map_fns.messages import (
-    SHAREGPT_ROLES,
     check_answer,
     check_choice,
     check_messages,
@@ -25,6 +24,7 @@ from xrlhf.data.map_fns.messages import (
     split_conversations,
     text_of,
 )
+from xrlhf.data.map_fns.sharegpt import ShareGptTags
 from xrlhf.data.reasons import Reason, RowError
 from xrlhf.errors import ConfigError
 from xrlhf.structures import Group, Message
@@ -169,7 +169,7 @@ class TestCheckMessages:
 
     def test_other_tags_and_keys(self) -> None:
         tagged = [{"from": tag, "value": tag} for tag in ("system", "human", "function_call", "observation", "gpt")]
-        found = check_messages(tagged, "m", role_key="from", content_key="value", roles=SHAREGPT_ROLES)
+        found = check_messages(tagged, "m", role_key="from", content_key="value", roles=ShareGptTags().roles)
         assert [message["role"] for message in found] == ["system", "user", "assistant", "tool", "assistant"]
 
     @pytest.mark.parametrize(

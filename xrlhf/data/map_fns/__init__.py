@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xrlhf.data.map_fns.alpaca import llamafactory_alpaca_map_fn
+from xrlhf.data.map_fns.alpaca import alpaca_map_fn, llamafactory_alpaca_map_fn
 from xrlhf.data.map_fns.conversations import (
     llamafactory_v1_map_fn,
     orpo_dpo_mix_40k_map_fn,
@@ -28,12 +28,13 @@ from xrlhf.data.map_fns.listing import (
     find_format,
 )
 from xrlhf.data.map_fns.nectar import nectar_map_fn
-from xrlhf.data.map_fns.orca import orca_dpo_pairs_map_fn
+from xrlhf.data.map_fns.orca import orca_dpo_pairs_map_fn, orca_map_fn
 from xrlhf.data.map_fns.pairs import conversation_pair_map_fn, pair_map_fn, ranked_map_fn, text_pair_map_fn
 from xrlhf.data.map_fns.pku_saferlhf import pku_saferlhf_map_fn
 from xrlhf.data.map_fns.polar import polar_reference_map_fn
 from xrlhf.data.map_fns.reward_bench import reward_bench_2_map_fn, reward_bench_map_fn, rm_bench_map_fn
-from xrlhf.data.map_fns.sharegpt import llamafactory_sharegpt_map_fn
+from xrlhf.data.map_fns.sft import chosen_only_map_fn, completion_map_fn, messages_map_fn, text_map_fn
+from xrlhf.data.map_fns.sharegpt import llamafactory_sharegpt_map_fn, sharegpt_map_fn
 from xrlhf.data.map_fns.summaries import summarize_from_feedback_map_fn
 from xrlhf.data.map_fns.ultrafeedback import (
     ultrafeedback_binarized_map_fn,
@@ -45,7 +46,10 @@ __all__ = [
     "Column",
     "FormatInfo",
     "FormatOption",
+    "alpaca_map_fn",
     "autoj_map_fn",
+    "chosen_only_map_fn",
+    "completion_map_fn",
     "conversation_pair_map_fn",
     "describe_format",
     "describe_formats",
@@ -61,8 +65,10 @@ __all__ = [
     "llamafactory_sharegpt_map_fn",
     "llamafactory_v1_map_fn",
     "llmbar_map_fn",
+    "messages_map_fn",
     "nectar_map_fn",
     "orca_dpo_pairs_map_fn",
+    "orca_map_fn",
     "orpo_dpo_mix_40k_map_fn",
     "pair_map_fn",
     "pandalm_map_fn",
@@ -73,10 +79,12 @@ __all__ = [
     "reward_bench_map_fn",
     "rlhflow_standard_map_fn",
     "rm_bench_map_fn",
+    "sharegpt_map_fn",
     "shp_map_fn",
     "skywork_map_fn",
     "stack_exchange_paired_map_fn",
     "summarize_from_feedback_map_fn",
+    "text_map_fn",
     "text_pair_map_fn",
     "ultrafeedback_binarized_map_fn",
     "ultrafeedback_cleaned_map_fn",

@@ -95,6 +95,9 @@ def helpsteer2_map_fn(
         - About three prompts in ten hold several turns in one text; the marks between them are not part of it.
         - Of complexity and verbosity, more is not better.
 
+    Kind:
+        rated answers
+
     Licence:
         CC-BY-4.0.
 

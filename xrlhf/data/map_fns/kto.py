@@ -14,6 +14,7 @@ from xrlhf.data.map_fns.messages import (
     column,
     group_of,
     meta_of,
+    split_last_answer,
 )
 from xrlhf.data.reasons import Reason, RowError, short
 from xrlhf.registry import MAP_FNS
@@ -46,6 +47,9 @@ def kto_map_fn(
         - The label is a boolean: 0, 1 and "true" are refused, since what they mean is a guess.
         - A single answer says nothing to a ranking loss.
         - A set whose labels are all alike teaches KTO little.
+
+    Kind:
+        rated answers
 
     Licence:
         That of the set (LLaMA-Factory's demo file: Apache-2.0; kto-mix-15k: MIT).
@@ -81,13 +85,8 @@ def kto_map_fn(
 
 def _conversation(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], str]:
     if row.get("messages") is not None:
-        messages = check_messages(row["messages"], "messages")
-        if not messages or messages[-1]["role"] != "assistant":
-            found = f"ends with a message by the {messages[-1]['role']}" if messages else "holds no messages"
-            raise RowError(Reason.WRONG_ROLES, f"messages {found}; expected an answer by the assistant at its end")
-        if len(messages) == 1:
-            raise RowError(Reason.NO_PROMPT, "messages holds an answer and nothing before it; expected a prompt")
-        return check_prompt(messages[:-1], "messages"), messages[-1:], "the last of messages"
+        prompt, answer = split_last_answer(check_messages(row["messages"], "messages"), "messages")
+        return check_prompt(prompt, "messages"), answer, "the last of messages"
     if row.get("completion") is not None:
         answer = check_answer(row["completion"], "completion")
         return check_prompt(column(row, "prompt"), "prompt"), answer, "completion"

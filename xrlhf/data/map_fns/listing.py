@@ -19,6 +19,7 @@ _COLUMN = re.compile(r"(?P<name>\S.*?) \((?P<kind>[^()]*)\): (?P<meaning>.*)")
 _ARGUMENT = re.compile(r"(?P<name>\w+): (?P<meaning>.*)")
 _SUFFIX = "_map_fn"
 _PACKAGE = "xrlhf.data.map_fns"
+_PREFERENCES = "preferences"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class FormatInfo:
         traps: What goes wrong easily.
         imports: The lines of a recipe that import what ``recipe`` names.
         recipe: The item of a recipe's ``sources`` that chooses it.
+        kind: What the rows teach: ``"preferences"``; ``"SFT"`` where each is one conversation to learn from;
+            ``"rated answers"``.
     """
 
     name: str
@@ -83,6 +86,7 @@ class FormatInfo:
     traps: tuple[str, ...]
     imports: tuple[str, ...]
     recipe: str
+    kind: str = _PREFERENCES
 
 
 def describe_formats(pattern: str | None = None) -> list[FormatInfo]:
@@ -117,8 +121,9 @@ def find_format(name: str) -> FormatInfo:
 def describe_format(name: str, function: Callable[..., Any]) -> FormatInfo:
     """What the signature of a map function says, and its docstring: the first line and the sections.
 
-    The sections are ``Columns:``, ``Traps:``, ``Licence:``, ``Args:`` and, where choosing the format takes more than
-    its name and its required options, ``Recipe:`` (lines of imports, and the item of ``sources`` last).
+    The sections are ``Columns:``, ``Traps:``, ``Licence:``, ``Args:``, where the rows hold no preferences ``Kind:``,
+    and where choosing the format takes more than its name and its required options ``Recipe:`` (lines of imports, and
+    the item of ``sources`` last).
     """
     doc = inspect.getdoc(function) or ""
     module = _PACKAGE if function.__module__.startswith(f"{_PACKAGE}.") else function.__module__
@@ -135,6 +140,7 @@ def describe_format(name: str, function: Callable[..., Any]) -> FormatInfo:
         traps=tuple(entry.removeprefix("- ") for entry in _section(doc, "Traps")),
         imports=(f"from {module} import {name}", *imports),
         recipe=recipe,
+        kind=" ".join(_section(doc, "Kind")) or _PREFERENCES,
     )
 
 

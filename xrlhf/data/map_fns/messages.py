@@ -18,13 +18,14 @@ from xrlhf.structures import Conversation, Group, Message
 __all__ = [
     "META_COLUMNS",
     "ROLES",
-    "SHAREGPT_ROLES",
     "answers_of",
     "check_answer",
     "check_choice",
     "check_messages",
     "check_prompt",
+    "check_turns",
     "column",
+    "conversation_group",
     "group_of",
     "integer_of",
     "is_blank",
@@ -35,25 +36,19 @@ __all__ = [
     "rating_of",
     "says_nothing",
     "split_conversations",
+    "split_last_answer",
     "text_of",
+    "with_system",
 ]
 
 ROLES: Mapping[str, str] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles as they are written in a row, and the role each of them means."""
 
-SHAREGPT_ROLES: Mapping[str, str] = {
-    "system": "system",
-    "human": "user",
-    "gpt": "assistant",
-    "observation": "tool",
-    "function_call": "assistant",
-}
-"""The tags of ShareGPT rows."""
-
 META_COLUMNS = ("id", "prompt_id", "source", "subset", "tools", "reference", "chat_template_kwargs")
 """Columns that are passed on in ``Group.meta`` where a row has them."""
 
 _ASKING_ROLES = ("user", "tool")
+_MAY_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
 # What chat templates read besides role and content; anything else (model names, timestamps) would only keep equal
 # messages from being equal.
 _MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "loss_weight")
@@ -141,9 +136,18 @@ def objects_of(value: Any, where: str, what: str) -> list[Mapping[str, Any]]:
     return list(value)
 
 
-def meta_of(row: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """The columns of ``row`` that reports and chat templates may need: :data:`META_COLUMNS` and ``more``."""
-    return {name: row[name] for name in (*META_COLUMNS, *more) if row.get(name) is not None}
+def meta_of(row: Mapping[str, Any], *more: str, tools_column: str = "tools") -> dict[str, Any]:
+    """The columns of ``row`` that reports and chat templates may need: :data:`META_COLUMNS` and ``more``.
+
+    Args:
+        row: The row.
+        *more: Further columns to pass on.
+        tools_column: Name of the column of tools, which is passed on as ``tools``.
+    """
+    meta = {name: row[name] for name in (*META_COLUMNS, *more) if row.get(name) is not None}
+    if row.get(tools_column):
+        meta["tools"] = row[tools_column]
+    return meta
 
 
 def check_choice(option: str, value: str, accepted: Sequence[str]) -> None:
@@ -239,6 +243,27 @@ def question_of(row: Mapping[str, Any], name: str) -> list[Message]:
     return [{"role": "user", "content": text_of(column(row, name), name)}]
 
 
+def with_system(
+    messages: list[Message], row: Mapping[str, Any], system_column: str | None, where: str
+) -> list[Message]:
+    """``messages`` behind the system text of a column.
+
+    Args:
+        messages: Checked messages.
+        row: The row.
+        system_column: Name of the column, which every row then needs; blank text puts nothing. None for no column.
+        where: The column of the messages, for messages.
+
+    Raises:
+        RowError: MISSING_COLUMN, WRONG_TYPE; WRONG_ROLES where the messages begin with a system text of their own.
+    """
+    if system_column is None or is_blank(system := text_of(column(row, system_column), system_column)):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise RowError(Reason.WRONG_ROLES, f"{system_column} holds a system text, and {where} begins with another")
+    return [{"role": "system", "content": system}, *messages]
+
+
 def answers_of(row: Mapping[str, Any], names: Sequence[str]) -> list[list[Message]]:
     """The texts of columns as answers of the assistant, in the order of ``names``."""
     return [[{"role": "assistant", "content": text_of(column(row, name), name)}] for name in names]
@@ -294,6 +319,62 @@ def _check_last(messages: Sequence[Message], where: str) -> None:
         raise RowError(
             Reason.WRONG_ROLES, f"{where} ends with a message by the {messages[-1]['role']}; expected assistant"
         )
+
+
+def check_turns(messages: Sequence[Message], where: str, start: int = 0) -> None:
+    """Refuse messages in an order that makes no conversation.
+
+    After a system message the user speaks first; the assistant answers the user or a tool; the user answers the
+    assistant; a tool answers the assistant, and several tools one after another.
+
+    Args:
+        messages: Checked messages.
+        where: The column, for messages.
+        start: How many messages of the row come before them.
+
+    Raises:
+        RowError: WRONG_ROLES.
+    """
+    before: str | None = None
+    for index, message in enumerate(messages, start):
+        role = message["role"]
+        if role != "system":
+            if before is None and role != "user":
+                raise RowError(Reason.WRONG_ROLES, f"{where}[{index}] is by the {role}; expected the user to begin")
+            if before is not None and before not in _MAY_FOLLOW[role]:
+                follows = " or ".join(name for name, allowed in _MAY_FOLLOW.items() if before in allowed)
+                found = f"{where}[{index}] is by the {role} after a message by the {before}"
+                raise RowError(Reason.WRONG_ROLES, f"{found}; expected {follows}")
+            before = role
+
+
+def split_last_answer(
+    messages: list[Message], where: str, *, cut_unanswered: bool = False
+) -> tuple[list[Message], list[Message]]:
+    """The last answer of a conversation, and all that comes before it.
+
+    Args:
+        messages: Checked messages.
+        where: The column, for messages.
+        cut_unanswered: Whether what follows the last answer is cut off rather than refused.
+
+    Returns:
+        The prompt, and the answer: one message by the assistant.
+
+    Raises:
+        RowError: WRONG_ROLES (no answer, or none at the end), NO_PROMPT (nothing before it).
+    """
+    last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)
+    expected = "expected an answer by the assistant at its end"
+    if not messages:
+        raise RowError(Reason.WRONG_ROLES, f"{where} holds no messages; {expected}")
+    if last is None:
+        raise RowError(Reason.WRONG_ROLES, f"{where} holds no message by the assistant; {expected}")
+    if last < len(messages) - 1 and not cut_unanswered:
+        raise RowError(Reason.WRONG_ROLES, f"{where} ends with a message by the {messages[-1]['role']}; {expected}")
+    if last == 0:
+        raise RowError(Reason.NO_PROMPT, f"{where} holds an answer and nothing before it; expected a prompt")
+    return messages[:last], [messages[last]]
 
 
 def split_conversations(
@@ -404,6 +485,35 @@ def group_of(
             raise RowError(Reason.IDENTICAL, f"{twin} and {names[index]} are the same", group)
     if ties == "drop" and ratings is not None and len(ratings) > 1 and len(set(ratings)) == 1:
         raise RowError(Reason.TIE, f"all answers are rated {ratings[0]:g}", group)
+    return group
+
+
+def conversation_group(
+    messages: list[Message],
+    where: str,
+    *,
+    name: str | None = None,
+    cut_unanswered: bool = False,
+    meta: Mapping[str, Any] | None = None,
+    empty: str = "drop",
+) -> Group:
+    """The group of one conversation to learn from: its last answer, and all that comes before it as the prompt.
+
+    Args:
+        messages: Checked messages in an order that makes a conversation.
+        where: The column, or that of the earlier turns, for messages.
+        name: The column of the last answer, where it has one of its own.
+        cut_unanswered: As in :func:`split_last_answer`.
+        meta: Passed on.
+        empty: ``"drop"`` raises on a blank answer anywhere in it, ``"keep"`` keeps them.
+
+    Raises:
+        RowError: WRONG_ROLES, NO_PROMPT, EMPTY.
+    """
+    prompt, answer = split_last_answer(messages, where, cut_unanswered=cut_unanswered)
+    group = group_of(prompt, [answer], [name or f"the last answer of {where}"], meta=meta, empty=empty)
+    if empty == "drop" and any(message["role"] == "assistant" and says_nothing([message]) for message in prompt):
+        raise RowError(Reason.EMPTY, f"an earlier answer of {where} is blank", group)
     return group
 
 

@@ -12,12 +12,12 @@ from xrlhf.data.map_fns.messages import (
     check_prompt,
     column,
     group_of,
-    is_blank,
     meta_of,
     ranked_group,
     rating_of,
     split_conversations,
     text_of,
+    with_system,
 )
 from xrlhf.data.reasons import Reason, RowError, kind_of
 from xrlhf.registry import MAP_FNS
@@ -93,14 +93,7 @@ def pair_map_fn(
     """
     names = (chosen_column, rejected_column)
     prompt = check_prompt(column(row, prompt_column), prompt_column)
-    if system_column is not None:
-        system = text_of(column(row, system_column), system_column)
-        if not is_blank(system):
-            if prompt[0]["role"] == "system":
-                raise RowError(
-                    Reason.WRONG_ROLES, f"{system_column} holds a system text, and {prompt_column} begins with another"
-                )
-            prompt = [{"role": "system", "content": system}, *prompt]
+    prompt = with_system(prompt, row, system_column, prompt_column)
     answers = [check_answer(column(row, name), name) for name in names]
     ratings = _scores(row, score_columns) if score_columns is not None else _margin(row, margin_column)
     return group_of(
