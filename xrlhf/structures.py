@@ -1,7 +1,8 @@
 """Every shape of data that crosses a module border, in one place.
 
 Letters used in shapes throughout the package: ``G`` groups, ``K`` responses of a group, ``A`` attributes of a
-response, ``T`` packed tokens, ``H`` hidden size, ``S`` segments, ``R`` padded rows, ``L`` tokens of a padded row.
+response, ``T`` packed tokens, ``N`` target tokens, ``H`` hidden size, ``S`` segments, ``R`` padded rows, ``L`` tokens
+of a padded row.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ __all__ = [
     "PaddedRows",
     "SegmentLayout",
     "TokenizedGroup",
+    "metric_means",
 ]
 
 T = TypeVar("T")
+
+_RANKED = ("acc", "margin")
 
 Message = dict[str, Any]
 """One chat message: ``{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}``."""
@@ -96,6 +100,9 @@ class TokenizedGroup:
         row: Row number inside that source, counted from 0.
         attributes: (K, A) float32, NaN where the data has none, or None. Their names and order are those that the
             data set was asked for.
+        is_target: (num_tokens,) bool, which tokens a policy learns to write: of the prompt, then of each response. The
+            first token of a conversation never is, since nothing stands before it. None where nobody asked.
+        reference_logps: (K,) float32, what a reference gave each response, where that is kept on disk; else None.
     """
 
     prompt_ids: np.ndarray
@@ -104,6 +111,8 @@ class TokenizedGroup:
     dataset: int = 0
     row: int = 0
     attributes: np.ndarray | None = None
+    is_target: np.ndarray | None = None
+    reference_logps: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -147,6 +156,13 @@ class PackedBatch:
         group_ids: (G,) int64, position of each group in its dataset, for reports.
         group_weights: (G,) float32, 1 for a group that counts, 0 for filler that keeps ranks in step.
         attributes: (G, K, A) float32, NaN where the data has none; None where no group carries attributes.
+        target_index: (N,) int64, the tokens that a policy learns to write, by their index in the row; None where the
+            data was not asked for them.
+        target_source: (N,) int64, the index of the token each of them follows, whose state predicts it.
+        target_slot: (N,) int64, whose each of them is: ``g * K + k`` for a token of response k of group g alone, and
+            ``G * K + g`` for one of the group's prompt, which counts for every response.
+        reference_logps: (G, K) float32, what a reference gave each response, 0 where none is; None where the data
+            does not come with it.
     """
 
     input_ids: Tensor
@@ -158,6 +174,10 @@ class PackedBatch:
     group_ids: Tensor
     group_weights: Tensor
     attributes: Tensor | None = None
+    target_index: Tensor | None = None
+    target_source: Tensor | None = None
+    target_slot: Tensor | None = None
+    reference_logps: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -166,6 +186,22 @@ class PackedBatch:
     @property
     def num_groups(self) -> int:
         return int(self.response_mask.shape[0])
+
+    def sum_over_responses(self, values: Tensor) -> Tensor:
+        """Sums of a value per target token over the target tokens of each response, those of its prompt included.
+
+        Args:
+            values: (N,) of any type.
+
+        Returns:
+            (G, K), 0 where the response does not exist.
+        """
+        if self.target_slot is None:
+            raise ValueError("the batch does not say which tokens are targets")
+        num_groups, most = self.response_mask.shape
+        sums = values.new_zeros(num_groups * most + num_groups).index_add(0, self.target_slot, values)
+        own, shared = sums[: num_groups * most].view(num_groups, most), sums[num_groups * most :]
+        return torch.where(self.response_mask, own + shared.unsqueeze(1), values.new_zeros(()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch with its tensors on ``device``."""
@@ -225,6 +261,24 @@ class LossOutput:
     loss: Tensor
     group_losses: Tensor
     metrics: dict[str, Tensor]
+
+
+def metric_means(total: Mapping[str, float], num_groups: float) -> dict[str, float]:
+    """Every sum divided by its count; what nothing has a value of is left out.
+
+    Args:
+        total: Sums by name, see :class:`LossOutput`; ``num_X`` counts X.
+        num_groups: What a sum without a count is divided by.
+    """
+    means = {}
+    for name, value in total.items():
+        if name.startswith("num_"):
+            continue
+        counted_by = "num_ranked" if name in _RANKED and "num_ranked" in total else f"num_{name}"
+        count = total.get(counted_by, float(num_groups))
+        if count > 0:
+            means[name] = value / count
+    return means
 
 
 def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:

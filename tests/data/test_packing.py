@@ -97,7 +97,12 @@ def test_every_conversation_can_be_read_back(members: list[TokenizedGroup]) -> N
 
 
 def test_types_are_what_the_model_takes() -> None:
-    one = dataclasses.replace(group([5], [7]), attributes=np.zeros((1, 2), dtype=np.float32))
+    one = dataclasses.replace(
+        group([5], [7]),
+        attributes=np.zeros((1, 2), dtype=np.float32),
+        is_target=np.array([False, True]),
+        reference_logps=np.zeros(1, dtype=np.float32),
+    )
     batch = pack([one], group_ids=np.array([3], dtype=np.int32), weights=[0])
     types = {f.name: getattr(batch, f.name).dtype for f in dataclasses.fields(PackedBatch) if f.name != "segments"}
     assert types == {
@@ -109,7 +114,46 @@ def test_types_are_what_the_model_takes() -> None:
         "group_ids": torch.int64,
         "group_weights": torch.float32,
         "attributes": torch.float32,
+        "target_index": torch.int64,
+        "target_source": torch.int64,
+        "target_slot": torch.int64,
+        "reference_logps": torch.float32,
     }
+
+
+def test_targets_what_predicts_them_and_whose_they_are() -> None:
+    """The second group's first response begins at 7, behind a prompt that ends at 6; its prompt's target is shared.
+
+    Row: 5 6 | 7 | 8 9 || 4 3 | 2 | 1, with targets 7, 8, 9 and 3, 2, 1.
+    """
+    first = dataclasses.replace(group([5, 6], [7], [8, 9]), is_target=np.array([0, 0, 1, 1, 1], dtype=bool))
+    second = dataclasses.replace(group([4, 3], [2], [1]), is_target=np.array([0, 1, 1, 1], dtype=bool))
+    batch = pack([first, second])
+    assert batch.target_index is not None
+    assert batch.target_source is not None
+    assert batch.target_slot is not None
+    found = sorted(
+        zip(batch.target_index.tolist(), batch.target_source.tolist(), batch.target_slot.tolist(), strict=True)
+    )
+    assert found == [(2, 1, 0), (3, 1, 1), (4, 3, 1), (6, 5, 5), (7, 6, 2), (8, 6, 3)]
+    values = torch.tensor([10.0 * index for index in batch.target_index.tolist()])
+    assert batch.sum_over_responses(values).tolist() == [[20.0, 70.0], [130.0, 140.0]]
+
+
+def test_targets_of_all_groups_or_of_none() -> None:
+    known = dataclasses.replace(group([5], [7]), is_target=np.array([False, True]))
+    assert pack([group([5], [7])]).target_index is None
+    with pytest.raises(ValueError, match=r"groups\[1\] does not say which of its tokens are targets"):
+        pack([known, group([5], [7])])
+    with pytest.raises(ValueError, match="does not say which tokens are targets"):
+        pack([group([5], [7])]).sum_over_responses(torch.zeros(0))
+
+
+def test_sums_leave_out_responses_that_do_not_exist() -> None:
+    one = dataclasses.replace(group([5, 6], [7]), is_target=np.array([False, True, True]))
+    two = dataclasses.replace(group([5], [7], [8]), is_target=np.array([False, True, True]))
+    batch = pack([one, two])
+    assert batch.sum_over_responses(torch.ones(4)).tolist() == [[2.0, 0.0], [1.0, 1.0]]
 
 
 def test_ids_and_weights_are_passed_on() -> None:

@@ -43,11 +43,22 @@ class ToyDataset:
         chosen = self.groups if indices is None else [self.groups[int(i)] for i in indices]
         return np.array([group.num_tokens for group in chosen], dtype=np.int64)
 
+    def num_targets(self, indices: np.ndarray) -> np.ndarray:
+        return np.array([num_targets(self.groups[int(i)]) for i in indices], dtype=np.int64)
+
     def stream(self, seed: int, shuffle: bool = True) -> GroupStream:
         return GroupStream(self.sizes, self.weights, seed=seed, shuffle=shuffle)
 
     def where(self, index: int) -> str:
         return f"toy row {index}"
+
+
+def num_targets(group: TokenizedGroup) -> int:
+    """Target tokens of all responses, those of the prompt once for each."""
+    if group.is_target is None:
+        return 0
+    of_prompt = int(group.is_target[: len(group.prompt_ids)].sum())
+    return int(group.is_target.sum()) + of_prompt * (len(group.response_ids) - 1)
 
 
 def pairs(number: int = 24, seed: int = 0) -> ToyDataset:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import TaskType
 from tiny_models import random_groups, tiny_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,7 +74,7 @@ def test_a_llama_with_adapters() -> None:
     All 2 * (7680 + 928) weights: two operations forward, two back; the 2 * 928 trained ones two more.
     """
     model = tiny_backbone("llama")
-    add_lora(model, "score", {"r": 2})
+    add_lora(model, ["score"], {"r": 2}, TaskType.SEQ_CLS)
     adapters = 2 * ((32 + 32) + 2 * (32 + 16) + (32 + 32) + 3 * (32 + 48))
     assert adapters == 928
     flops = matrix_flops(model)

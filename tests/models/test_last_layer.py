@@ -90,7 +90,7 @@ def test_what_is_not_computed_is_not_counted() -> None:
     plain, short = tiny_backbone(), tiny_backbone()
     assert ShortLastLayer(short)
     moved = 6 * 3 * 32 * 48
-    assert matrix_flops(short).per_segment == moved
+    assert matrix_flops(short).per_read_token == moved
     assert matrix_flops(short).per_token == matrix_flops(plain).per_token - moved
     segments = pack(random_groups()).segments
     saved = moved * (segments.num_tokens - len(segments))

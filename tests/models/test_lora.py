@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import TaskType
 from tiny_models import LORA_OPTIONS, byte_tokenizer, random_groups, tiny_backbone
 from torch import Tensor, nn
 
@@ -208,7 +209,7 @@ def test_embeddings_that_are_no_table_are_named(base: Path, caplog: pytest.LogCa
     backbone = tiny_backbone()
     backbone.set_input_embeddings(Odd(backbone.get_input_embeddings().weight.detach()))
     with caplog.at_level(logging.WARNING, logger="xrlhf"):
-        wrapped = add_lora(backbone, "score", {"r": 4}, [9])
+        wrapped = add_lora(backbone, ["score"], {"r": 4}, TaskType.SEQ_CLS, [9])
     assert "the rows of 1 new tokens stay as they were made" in caplog.text
     assert not any("token" in name for name, p in wrapped.named_parameters() if p.requires_grad)
 

@@ -110,9 +110,7 @@ def test_the_adapter_by_itself_names_its_difference(
     train(model)
     wanted = model.score(pack(random_groups())).detach()
     save_adapter(model, byte_tokenizer(), tmp_path / "adapter")
-    assert (
-        "was trained on a quantised base: on the base in full precision it gives slightly other scores" in caplog.text
-    )
+    assert "was trained on a quantised base: on the base in full precision the model is slightly another" in caplog.text
     on_full = RewardModel(backbone_from_pretrained(str(tmp_path / "adapter"))).eval()
     difference = (on_full.score(pack(random_groups())).detach() - wanted).abs().max()
     assert 1e-4 < difference < 2

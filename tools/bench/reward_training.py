@@ -11,19 +11,16 @@ With --sweep, the same over prompts, answers and group sizes made to measure, to
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, benchmark_parser, machine_line, matrix_rate, run_side, spread, table
+from measure import machine_line, run_side, table
 from peer_env import trl_python
+from training import Contender, TrainingBenchmark, slug, training_parser
 from workload import LLAMA_25M, hh_conversations, random_conversations, write_model, write_rows
 
 from xrlhf.data.encoding import GroupEncoder
@@ -31,10 +28,9 @@ from xrlhf.data.map_fns import conversation_pair_map_fn
 from xrlhf.structures import TokenizedGroup
 
 SIDES = Path(__file__).resolve().parent / "sides"
-WARMUP_STEPS = 2
 VARIANTS: dict[str, dict[str, Any]] = {
-    "checkpointing": {"checkpointing": True},
-    "compiled": {"compiled": True},
+    "checkpointing": {"recipe_options": {"checkpointing": True}},
+    "compiled": {"recipe_options": {"compiled": True}},
     "small batches": {"token_budget": 1024},
 }
 """Settings of ours that trade speed for memory or for a longer start."""
@@ -42,15 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = benchmark_parser(str(__doc__), "reward_training")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a timed run")
+    parser = training_parser(str(__doc__), "reward_training")
     parser.add_argument("--pairs-per-step", type=int, default=8)
-    parser.add_argument("--token-budget", type=int, default=8192)
-    parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
-    parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument(
         "--variants", nargs="*", choices=VARIANTS, default=["checkpointing"], help="other settings of xrlhf to run too"
     )
@@ -58,16 +47,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def contenders(options: argparse.Namespace, python: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
-    """Command and job of every contender, ours first."""
-    ours = [sys.executable, str(SIDES / "xrlhf_reward.py")]
+def contenders(options: argparse.Namespace, python: Path) -> dict[str, Contender]:
+    """Every contender, ours first."""
+    ours = [sys.executable, str(SIDES / "xrlhf_training.py")]
     peer = [str(python), str(SIDES / "trl_reward.py")]
-    sides: dict[str, tuple[list[str], dict[str, Any]]] = {"xrlhf": (ours, {})}
+    sides = {"xrlhf": Contender(ours, {"recipe": "reward_bench"})}
     for name in options.variants:
-        sides[f"xrlhf {name}"] = (ours, VARIANTS[name])
+        sides[f"xrlhf {name}"] = Contender(ours, {"recipe": "reward_bench", **VARIANTS[name]})
     for batch in options.peer_batches:
-        sides[f"TRL batch {batch}"] = (peer, {"batch": batch, "trl_defaults": False})
-    sides["TRL defaults"] = (peer, {"batch": options.pairs_per_step, "trl_defaults": True})
+        sides[f"TRL batch {batch}"] = Contender(peer, {"batch": batch, "trl_defaults": False})
+    sides["TRL defaults"] = Contender(peer, {"batch": options.pairs_per_step, "trl_defaults": True})
     return sides
 
 
@@ -77,12 +66,6 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) ->
     groups = [group for group in encoded if isinstance(group, TokenizedGroup)]
     repeated = sum(len(g.prompt_ids) * len(g.response_ids) + sum(map(len, g.response_ids)) for g in groups)
     return sum(group.num_tokens for group in groups), repeated
-
-
-def pairs_per_second(outcome: Outcome, pairs_per_step: int) -> float:
-    """Pairs a second over the steps after the warm-up."""
-    steps = outcome.values["step_seconds"][WARMUP_STEPS - 1 :]
-    return pairs_per_step * len(steps) / sum(steps)
 
 
 def main() -> int:
@@ -108,102 +91,20 @@ def main() -> int:
         "model": str(model),
         "data": str(data),
         "max_length": options.max_length,
-        "pairs_per_step": options.pairs_per_step,
+        "groups_per_step": options.pairs_per_step,
         "token_budget": options.token_budget,
         "lr": 1e-4,
         "device": options.device,
     }
-    sides = contenders(options, python)
-
-    first = {}
-    for name, (command, extra) in sides.items():
-        check = {**job, **extra, "dtype": "float32", "steps": 1}
-        first[name] = run_side(command, check, options.out, f"check_{_slug(name)}", options.threads).values["losses"][0]
-    print("first-step losses in float32: " + ", ".join(f"{name} {loss:.6f}" for name, loss in first.items()))
-    if max(first.values()) - min(first.values()) > 1e-4:
-        print("error: the first-step losses differ by more than 1e-4, so the sides do not do the same", file=sys.stderr)
-        return 1
-
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
-    rates = []
-    for repeat in range(options.repeats):
-        if options.device == "cpu":
-            rates.append(matrix_rate(getattr(torch, options.dtype), options.threads))
-        for name, (command, extra) in sides.items():
-            timed = {**job, **extra, "dtype": options.dtype, "steps": options.steps}
-            outcome = run_side(command, timed, options.out, f"{_slug(name)}_{repeat}", options.threads)
-            outcomes[name].append(outcome)
-            print(
-                f"  run {repeat + 1}: {name}: {pairs_per_second(outcome, options.pairs_per_step):.2f} pairs/s",
-                flush=True,
-            )
-    report(options, outcomes, rates, backbone, unique / num_pairs)
-    return 0
-
-
-def report(
-    options: argparse.Namespace, outcomes: dict[str, list[Outcome]], rates: list[float], backbone: int, tokens: float
-) -> None:
-    """Print the table, and save it with every single figure and a plot."""
-    speeds = {name: [pairs_per_second(o, options.pairs_per_step) for o in runs] for name, runs in outcomes.items()}
-    rows = []
-    for name, runs in outcomes.items():
-        ratios = [a / b for a, b in zip(speeds["xrlhf"], speeds[name], strict=True)]
-        memory = [o.memory_mib for o in runs]
-        ours = [o.memory_mib for o in outcomes["xrlhf"]]
-        rows.append(
-            [
-                name,
-                spread(speeds[name]),
-                spread(ratios),
-                spread(memory),
-                f"{statistics.median(ours) / statistics.median(memory):.2f}",
-                spread([o.values["first_step_seconds"] for o in runs]),
-            ]
-        )
-    header = ["side", "pairs/s", "xrlhf is faster by", "peak MiB", "xrlhf needs", "seconds to step 1"]
-    text = table(header, rows) + "\n\n" + memory_line(outcomes)
-    print("\n" + text)
-    if rates:
-        rate = statistics.median(rates)
-        floor = rate / (6 * backbone * tokens)
-        share = statistics.median(speeds["xrlhf"]) / floor
-        line = (
-            f"matrix products: {spread([r / 1e9 for r in rates])} GFLOP/s; floor {floor:.1f} pairs/s "
-            f"(6 x {backbone / 1e6:.1f}M parameters x {tokens:.0f} tokens a pair); xrlhf reaches {share:.0%} of it"
-        )
-        print(line)
-        text += "\n\n" + line
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {
-        name: [{**o.values, "wall_seconds": o.wall_seconds, "peak_mib": o.peak_mib} for o in runs]
-        for name, runs in outcomes.items()
-    }
-    (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    plot(speeds, options.out / "pairs_per_second.png")
-    print(f"raw figures and plot: {options.out}")
-
-
-def memory_line(outcomes: dict[str, list[Outcome]]) -> str:
-    """Peak memory of xrlhf under the settings that TRL's defaults have, activation checkpointing among them."""
-    peaks = {name: statistics.median(o.memory_mib for o in runs) for name, runs in outcomes.items()}
-    ours = "xrlhf checkpointing" if "xrlhf checkpointing" in peaks else "xrlhf"
-    return f"peak memory: {ours} needs {peaks[ours] / peaks['TRL defaults']:.2f} of what TRL's defaults need"
-
-
-def plot(speeds: dict[str, list[float]], path: Path) -> None:
-    """Every run as a dot, medians as bars."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for place, (_, values) in enumerate(speeds.items()):
-        axes.bar(place, float(np.median(values)), width=0.6, alpha=0.5)
-        axes.plot([place] * len(values), values, "k.", markersize=4)
-    axes.set_xticks(range(len(speeds)), list(speeds))
-    axes.set_ylabel("pairs a second")
-    axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    return TrainingBenchmark(
+        options=options,
+        contenders=contenders(options, python),
+        job=job,
+        unit="pairs",
+        units_per_step=options.pairs_per_step,
+        flops_per_unit=6 * backbone * unique / num_pairs,
+        baseline=("TRL defaults", "xrlhf checkpointing"),
+    ).run()
 
 
 SWEEP = [
@@ -241,15 +142,20 @@ def sweep(options: argparse.Namespace, python: Path) -> int:
             "dtype": options.dtype,
             "steps": SWEEP_STEPS,
         }
-        ours = {"data": str(files["groups"]), "pairs_per_step": num_groups, "map_fn": "ranked_map_fn"}
-        theirs = {"data": str(files["pairs"]), "pairs_per_step": SWEEP_CONVERSATIONS // 2, "trl_defaults": False}
+        ours = {
+            "data": str(files["groups"]),
+            "groups_per_step": num_groups,
+            "recipe": "reward_bench",
+            "recipe_options": {"map_fn": "ranked_map_fn"},
+        }
+        theirs = {"data": str(files["pairs"]), "groups_per_step": SWEEP_CONVERSATIONS // 2, "trl_defaults": False}
         sides = {
-            "xrlhf": ([sys.executable, str(SIDES / "xrlhf_reward.py")], ours),
+            "xrlhf": ([sys.executable, str(SIDES / "xrlhf_training.py")], ours),
             "TRL": ([str(python), str(SIDES / "trl_reward.py")], {**theirs, "batch": SWEEP_CONVERSATIONS // 2}),
         }
         speeds = {}
         for name, (command, extra) in sides.items():
-            side = f"sweep_{_slug(name)}_{number}"
+            side = f"sweep_{slug(name)}_{number}"
             outcome = run_side(command, {**job, **extra}, options.out, side, options.threads)
             speeds[name] = SWEEP_CONVERSATIONS / statistics.median(outcome.values["step_seconds"])
         ratio = speeds["xrlhf"] / speeds["TRL"]
@@ -279,10 +185,6 @@ def plot_sweep(rows: list[list[str]], path: Path) -> None:
     figure.axes[0].set_ylabel("conversations a second")
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)
-
-
-def _slug(name: str) -> str:
-    return name.lower().replace(" ", "_")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,13 @@ RUNS: list[tuple[str, int]] = [
     *[(name, 2) for name in ("ddp", "fsdp", "zero1", "zero2", "zero3", "zero3_offload")],
 ]
 """Strategies and numbers of processes."""
-BACKBONE: dict[str, Any] = {"type": "backbone_from_config", "model_type": "llama", "vocab_size": 8000, "pad_token_id": 0, **LLAMA_25M}
+BACKBONE: dict[str, Any] = {
+    "type": "backbone_from_config",
+    "model_type": "llama",
+    "vocab_size": 8000,
+    "pad_token_id": 0,
+    **LLAMA_25M,
+}
 LLAMA_8B = {
     "type": "backbone_from_config",
     "model_type": "llama",

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 from xrlhf.data.map_fns import hh_map_fn
 from xrlhf.data.reasons import RowError
 from xrlhf.data.sources import open_source
 from xrlhf.models import load_tokenizer
 
-__all__ = ["LLAMA_25M", "hh_conversations", "random_conversations", "write_model", "write_rows"]
+__all__ = ["LLAMA_25M", "hh_conversations", "random_conversations", "write_model", "write_policy", "write_rows"]
 
 LLAMA_25M = {
     "hidden_size": 512,
@@ -49,6 +49,27 @@ def write_model(folder: Path, tokenizer_path: str, config: dict[str, Any]) -> tu
     tokenizer.save_pretrained(folder)
     backbone = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n)
     return tokenizer, backbone
+
+
+def write_policy(
+    folder: Path, tokenizer_path: str, config: dict[str, Any], *, seed: int
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """Write a language model with random weights and its tokenizer; returns the tokenizer and how many weights a
+    token is multiplied with."""
+    tokenizer = load_tokenizer(tokenizer_path, chat_template="chatml")
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **config,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer, sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n)
 
 
 def hh_conversations(path: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:

@@ -59,7 +59,6 @@ def pth_to_hf(
         if keep_attributes or architecture is not None:
             raise ConfigError("--adapter writes the adapter as it is: leave --keep-attributes and --architecture out")
         export_adapter(recipe, checkpoint, out, dtype=dtype)
-        call = f"AutoPeftModelForSequenceClassification.from_pretrained({str(out)!r}, num_labels=1)"
     else:
         export_checkpoint(
             recipe,
@@ -70,8 +69,7 @@ def pth_to_hf(
             keep_attributes=keep_attributes,
             architecture=architecture,
         )
-        call = loading_call(out)
-    typer.echo(f"wrote {out}: load it with {call}")
+    typer.echo(f"wrote {out}: load it with {loading_call(out)}")
 
 
 @convert.command("merge")

@@ -92,9 +92,7 @@ def train(
       NPROC_PER_NODE=8 xrlhf train my_recipe.py --work-dir runs/a --resume auto
     """
     if gpus is None and any(value is not None for value in (gpu_memory, gpu_tflops, link)):
-        raise ConfigError(
-            "--gpu-memory, --gpu-tflops and --link describe devices of a plan: add --dry-run --gpus N"
-        )
+        raise ConfigError("--gpu-memory, --gpu-tflops and --link describe devices of a plan: add --dry-run --gpus N")
     if gpus is not None and not dry_run:
         raise ConfigError("--gpus plans a run and starts none: add --dry-run, or set NPROC_PER_NODE to start processes")
     if resume is not None and load_from is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from xrlhf.config.resolve import resolve
-from xrlhf.data.encoding import GroupEncoder, Truncation
+from xrlhf.data.encoding import GroupEncoder, TargetRule, Truncation
 from xrlhf.data.permutation import derive_key
 from xrlhf.data.plan import GroupStream
 from xrlhf.data.sources import open_source
@@ -157,6 +158,11 @@ class GroupDataset:
         chat_template_kwargs: Options of the chat template.
         attributes: Names of the attributes to read, in this order, for a model with an attribute head; rows that have
             none of them are left out and counted.
+        targets: Which tokens a policy learns to write: ``"answer"``, ``"assistant"`` or ``"all"``, see
+            :class:`GroupEncoder`; None where nothing is learnt token by token.
+
+    Attributes:
+        reference_logps: For each group (K,) float32, what a reference gives its responses; None until it is attached.
 
     Raises:
         DataError: A source is missing, bad or empty; an option is wrong.
@@ -177,6 +183,7 @@ class GroupDataset:
         max_left_out_share: float = 0.5,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         attributes: Sequence[str] = (),
+        targets: TargetRule | None = None,
     ) -> None:
         if not sources:
             raise DataError("a dataset needs at least one source")
@@ -189,6 +196,7 @@ class GroupDataset:
             truncation=truncation,
             chat_template_kwargs=dict(chat_template_kwargs or {}),
             attributes=attributes,
+            targets=targets,
         )
         self.names: list[str] = []
         self.tables: list[GroupTable] = []
@@ -218,6 +226,7 @@ class GroupDataset:
             self._selected.append(selected)
         self.sizes = [len(t) if s is None else len(s) for t, s in zip(self.tables, self._selected, strict=True)]
         self._ends = np.cumsum(self.sizes)
+        self.reference_logps: Sequence[np.ndarray] | None = None
 
     def _unique_name(self, name: str) -> str:
         if name not in self.names:
@@ -237,7 +246,16 @@ class GroupDataset:
 
     def __getitem__(self, index: int) -> TokenizedGroup:
         dataset, local = self._locate(index)
-        return self.tables[dataset][local]
+        group = self.tables[dataset][local]
+        return group if self.reference_logps is None else replace(group, reference_logps=self.reference_logps[index])
+
+    def identity(self) -> str:
+        """Digest of which groups the set holds, in which order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for table, selected in zip(self.tables, self._selected, strict=True):
+            digest.update(table.folder.name.encode())
+            digest.update(b"all" if selected is None else np.asarray(selected, dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
     def where(self, index: int) -> str:
         """Which row of which source a group came from, counted from 0."""
@@ -250,14 +268,21 @@ class GroupDataset:
             return np.concatenate(
                 [table.num_tokens(selected) for table, selected in zip(self.tables, self._selected, strict=True)]
             )
+        return self._of_groups(indices, GroupTable.num_tokens)
+
+    def num_targets(self, indices: np.ndarray) -> np.ndarray:
+        """Target tokens of the groups at ``indices``, int64."""
+        return self._of_groups(indices, GroupTable.num_targets)
+
+    def _of_groups(self, indices: np.ndarray, count: Callable[[GroupTable, np.ndarray], np.ndarray]) -> np.ndarray:
         dataset = np.searchsorted(self._ends, indices, side="right")
-        lengths = np.empty(len(indices), dtype=np.int64)
+        counts = np.empty(len(indices), dtype=np.int64)
         for d in np.unique(dataset):
             chosen = dataset == d
             local = indices[chosen] - (self._ends[d - 1] if d else 0)
             selected = self._selected[d]
-            lengths[chosen] = self.tables[d].num_tokens(local if selected is None else selected[local])
-        return lengths
+            counts[chosen] = count(self.tables[d], local if selected is None else selected[local])
+        return counts
 
     def stream(self, seed: int, shuffle: bool = True) -> GroupStream:
         """The order in which training visits the groups."""

@@ -12,20 +12,32 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from xrlhf.data.pieces import encode_in_pieces, safe_cuts
+from xrlhf.data.pieces import encode_in_pieces, encode_in_pieces_with_offsets, safe_cuts
 from xrlhf.data.reasons import Reason, RowError, kind_of
+from xrlhf.data.targets import TARGET_RULES, TargetRule, in_spans, target_turns, turn_spans
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
 
-__all__ = ["GroupEncoder", "Truncation", "shared_prefix_length", "tokenizer_fingerprint"]
+__all__ = ["GroupEncoder", "TargetRule", "Truncation", "closing_text", "shared_prefix_length", "tokenizer_fingerprint"]
 
 Truncation = Literal["drop", "prompt", "end"]
 """What to do with a conversation over the limit: leave the group out, cut the prompt's beginning, cut the end."""
+
+_Sequence = tuple[np.ndarray, "np.ndarray | None"]
+"""Ids of a whole conversation, (length,) int32, and which of them are targets, (length,) bool."""
+
+
+class _Rendered(NamedTuple):
+    """A conversation as text, with the spans of it that are to be learnt."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
 
 _PROBE = "xrlhfprobe"
 _TOKENIZER_OPTIONS = ("add_bos_token", "add_eos_token", "split_special_tokens", "chat_control_tokens")
@@ -107,6 +119,27 @@ def _template_options(group: Group) -> dict[str, Any] | RowError:
     return {**options, "tools": tools} if tools else dict(options)
 
 
+def closing_text(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> str:
+    """What the chat template writes behind the last answer of a conversation.
+
+    Args:
+        tokenizer: With a chat template.
+        options: Of the chat template.
+
+    Raises:
+        ModelError: The template does not render a question with its answer.
+    """
+    conversation = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        rendered = cast(str, tokenizer.apply_chat_template(conversation, tokenize=False, **(options or {})))
+        return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
+    except Exception as error:
+        raise ModelError(
+            "it cannot be told what the chat template writes behind the last answer, which truncation='end' needs: "
+            f"rendering a user and an assistant turn failed: {error}; use truncation='drop' or 'prompt'"
+        ) from error
+
+
 class GroupEncoder:
     """Encode groups in batches.
 
@@ -120,9 +153,14 @@ class GroupEncoder:
         chat_template_kwargs: Passed to every rendering, for instance ``{"enable_thinking": False}``.
         attributes: Names of the attributes to keep, in the order in which tokenised groups hold them. A group with
             none of them is left out; one that lacks some of them has NaN in their place.
+        targets: Which tokens a policy learns to write: ``"answer"`` for the assistant's turns of each response,
+            ``"assistant"`` for those in the prompt as well, ``"all"`` for every token. In plain text the response is
+            the answer. None for models that learn nothing token by token.
 
     Raises:
-        DataError: An unknown truncation, an impossible length, or attributes that are no different names.
+        DataError: An unknown truncation or rule for targets, an impossible length, or attributes that are no
+            different names.
+        ModelError: ``targets`` with a tokenizer that does not say which characters its tokens stand for.
     """
 
     def __init__(
@@ -133,7 +171,15 @@ class GroupEncoder:
         truncation: Truncation = "drop",
         chat_template_kwargs: dict[str, Any] | None = None,
         attributes: Sequence[str] = (),
+        targets: TargetRule | None = None,
     ) -> None:
+        if targets is not None and targets not in TARGET_RULES:
+            raise DataError(f"targets must be 'answer', 'assistant', 'all' or None, got {targets!r}")
+        if targets is not None and not tokenizer.is_fast:
+            raise ModelError(
+                f"{type(tokenizer).__name__} does not say which characters its tokens stand for, so it cannot be told "
+                "which tokens are the answer's: use a tokenizer with a tokenizer.json"
+            )
         if isinstance(attributes, str) or not all(isinstance(name, str) and name for name in attributes):
             raise DataError(f"attributes must be a list of names, got {attributes!r}")
         if len(set(attributes)) < len(attributes):
@@ -147,6 +193,7 @@ class GroupEncoder:
         self.truncation = truncation
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.attributes = tuple(attributes)
+        self.targets = targets
         self._control_token = _control_token_pattern(tokenizer)
         self._cuts = safe_cuts(tokenizer)
         self._closing: dict[bool, np.ndarray] = {}
@@ -157,6 +204,7 @@ class GroupEncoder:
         if self._fingerprint is None:
             tokenizer = tokenizer_fingerprint(self.tokenizer)
             settings = [tokenizer, self.max_length, self.truncation, self.chat_template_kwargs, self.attributes]
+            settings += [] if self.targets is None else [self.targets]
             self._fingerprint = hashlib.blake2b(
                 json.dumps(settings, sort_keys=True).encode(), digest_size=16
             ).hexdigest()
@@ -174,15 +222,130 @@ class GroupEncoder:
         """
         conversations = [conversation for group in groups for conversation in group.conversations()]
         options = [options for group in groups for options in [_template_options(group)] * len(group.responses)]
-        encoded = iter(self.encode_conversations(conversations, options))
+        if self.targets is None:
+            plain = self.encode_conversations(conversations, options)
+            found: list[_Sequence | RowError] = [ids if isinstance(ids, RowError) else (ids, None) for ids in plain]
+        else:
+            prompts = [len(group.prompt) for group in groups for _ in group.responses]
+            found = self._encode_with_targets(conversations, prompts, options)
+        encoded = iter(found)
         results: list[TokenizedGroup | RowError] = []
         for group in groups:
-            ids = [next(encoded) for _ in group.responses]
-            failure = next((item for item in ids if isinstance(item, RowError)), None)
-            results.append(
-                failure or self._assemble(group, [i for i in ids if isinstance(i, np.ndarray)], keep_identical)
-            )
+            of_group = [next(encoded) for _ in group.responses]
+            failure = next((item for item in of_group if isinstance(item, RowError)), None)
+            sequences = [item for item in of_group if not isinstance(item, RowError)]
+            results.append(failure or self._assemble(group, sequences, keep_identical))
         return results
+
+    def _encode_with_targets(
+        self,
+        conversations: Sequence[Conversation],
+        prompt_lengths: Sequence[int],
+        options: Sequence[dict[str, Any] | RowError],
+    ) -> list[_Sequence | RowError]:
+        """Ids of whole conversations, and which of them are targets."""
+        results: dict[int, _Sequence | RowError] = {}
+        texts: dict[int, _Rendered] = {}
+        for slot, (conversation, length, row_options) in enumerate(
+            zip(conversations, prompt_lengths, options, strict=True)
+        ):
+            if isinstance(row_options, RowError):
+                results[slot] = row_options
+            elif isinstance(conversation, str):
+                start = 0 if self.targets == "all" else length
+                results[slot] = self._encode_text_with_targets(conversation, start)
+            else:
+                try:
+                    found = self._spans(conversation, length, row_options)
+                except ModelError:
+                    raise
+                except Exception as error:
+                    found = RowError(Reason.WRONG_ROLES, f"the chat template refuses the conversation: {error}")
+                if isinstance(found, _Rendered):
+                    texts[slot] = found
+                else:
+                    results[slot] = found
+        try:
+            encoded = self._tokenise_with_offsets([text for text, _ in texts.values()])
+        except (TypeError, UnicodeError):
+            encoded = [self._one_with_offsets(text) for text, _ in texts.values()]
+        for (slot, (_, spans)), item in zip(texts.items(), encoded, strict=True):
+            results[slot] = item if isinstance(item, RowError) else (item[0], in_spans(item[1], spans))
+        return [results[slot] for slot in range(len(conversations))]
+
+    def _spans(
+        self, conversation: list[dict[str, Any]], prompt_length: int, row_options: dict[str, Any]
+    ) -> _Rendered | _Sequence | RowError:
+        """The text of a conversation with the spans to learn; or its tokens, where text alone does not decide them."""
+        assert self.targets is not None
+        text = self._render(conversation, row_options)
+        turns = target_turns(conversation, prompt_length, self.targets)
+        if self.targets != "all" and not turns:
+            return RowError(Reason.NO_TARGET, "the conversation has no assistant turn to learn from")
+        if self._mentions_control_token(conversation):
+            return self._sanitised_with_targets(conversation, turns, row_options)
+        if self.targets == "all":
+            return _Rendered(text, [(0, len(text))])
+
+        def render(num_messages: int, asks: bool) -> str:
+            if not num_messages and not asks:
+                return ""
+            return self._render(conversation[:num_messages], {**row_options, "add_generation_prompt": asks})
+
+        spans = turn_spans(conversation, text, turns, render)
+        return spans if isinstance(spans, RowError) else _Rendered(text, spans)
+
+    def _sanitised_with_targets(
+        self, conversation: list[dict[str, Any]], turns: Sequence[int], row_options: dict[str, Any]
+    ) -> _Sequence | RowError:
+        """As :meth:`_encode_sanitised`, which has no offsets: what the turns begin and end with is told by ids."""
+        ids = self._encode_sanitised(conversation, row_options)
+        is_target = np.full(len(ids), self.targets == "all")
+        for turn in turns if self.targets != "all" else ():
+            opening = self._encode_sanitised(conversation[:turn], {**row_options, "add_generation_prompt": True})
+            upto = self._encode_sanitised(conversation[: turn + 1], row_options)
+            for beginning in (opening, upto):
+                if not np.array_equal(ids[: len(beginning)], beginning):
+                    return RowError(
+                        Reason.TEMPLATE,
+                        f"message {turn + 1} stands beside text that reads like a control token, and its tokens change "
+                        "with what stands around it",
+                    )
+            is_target[len(opening) : len(upto)] = True
+        return ids, is_target
+
+    def _encode_text_with_targets(self, text: str, start: int) -> _Sequence | RowError:
+        try:
+            encoded = self.tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+        except (TypeError, UnicodeError) as error:
+            return RowError(Reason.WRONG_TYPE, f"the text cannot be tokenised: {error}")
+        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        ids = self._with_eos(as_ids(encoded["input_ids"]))
+        assert isinstance(ids, np.ndarray)
+        is_target = np.zeros(len(ids), dtype=bool)
+        is_target[: len(offsets)] = in_spans(offsets, [(start, len(text))])
+        # Where the text ends is learnt as well.
+        is_target[-1:] |= len(ids) > 0 and ids[-1] == self.tokenizer.eos_token_id
+        return ids, is_target
+
+    def _tokenise_with_offsets(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray] | RowError]:
+        if not texts:
+            return []
+        if self._cuts is not None:
+            return [*encode_in_pieces_with_offsets(cast(PreTrainedTokenizerFast, self.tokenizer), texts, self._cuts)]
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+        )
+        return [
+            (as_ids(ids), np.array(offsets, dtype=np.int64).reshape(-1, 2))
+            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
+    def _one_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray] | RowError:
+        try:
+            return self._tokenise_with_offsets([text])[0]
+        except (TypeError, UnicodeError) as error:
+            return RowError(Reason.WRONG_TYPE, f"the text cannot be tokenised: {error}")
 
     def encode_conversations(
         self, conversations: Sequence[Conversation], options: Sequence[dict[str, Any] | RowError] | None = None
@@ -266,32 +429,63 @@ class GroupEncoder:
         )
         return as_ids(cast(list[int], ids))
 
-    def _assemble(self, group: Group, ids: list[np.ndarray], keep_identical: bool) -> TokenizedGroup | RowError:
+    def _assemble(self, group: Group, sequences: list[_Sequence], keep_identical: bool) -> TokenizedGroup | RowError:
+        ids = [sequence for sequence, _ in sequences]
+        masks = [np.zeros(len(sequence), dtype=bool) if mask is None else mask for sequence, mask in sequences]
         if self.truncation == "end":
             closing = self._closing_ids(group.is_text)
             keep = self.max_length - len(closing)
             if keep < 1:
                 return RowError(Reason.TOO_LONG, f"max_length {self.max_length} leaves no room for text")
-            ids = [np.concatenate([seq[:keep], closing]) if len(seq) > self.max_length else seq for seq in ids]
+            too_long = [len(seq) > self.max_length for seq in ids]
+            # The closing counts where what it closes does.
+            masks = [
+                np.concatenate([mask[:keep], np.full(len(closing), mask[keep - 1])]) if cut else mask
+                for mask, cut in zip(masks, too_long, strict=True)
+            ]
+            ids = [
+                np.concatenate([seq[:keep], closing]) if cut else seq for seq, cut in zip(ids, too_long, strict=True)
+            ]
         if not all(len(seq) for seq in ids):
             return RowError(Reason.EMPTY, "a conversation without a single token")
         shared = shared_prefix_length(ids)
+        if self.targets is not None and len(ids) == 1 and self.targets != "all":
+            # Nothing of the answer may be cut away with the prompt.
+            shared = int(np.argmax(masks[0])) if masks[0].any() else 0
         longest = max(len(seq) for seq in ids)
-        prompt = ids[0][:shared]
+        # The ids that stay in front of what is cut out of the prompt, and where it goes on behind that.
+        keeps, goes_on = 0, 0
         if longest > self.max_length:
             prompt_cut = longest - self.max_length
-            keeps_bos = bool(len(prompt)) and int(prompt[0]) == self.tokenizer.bos_token_id
-            if self.truncation == "drop" or prompt_cut > shared - keeps_bos - 1:
+            keeps = int(shared > 0 and int(ids[0][0]) == self.tokenizer.bos_token_id)
+            if self.truncation == "drop" or prompt_cut > shared - keeps - 1:
                 return RowError(Reason.TOO_LONG, f"{longest} tokens, the limit is {self.max_length}")
-            prompt = np.concatenate([prompt[:keeps_bos], prompt[keeps_bos + prompt_cut :]])
+            goes_on = keeps + prompt_cut
+        prompt = np.concatenate([ids[0][:keeps], ids[0][goes_on:shared]])
         responses = tuple(np.ascontiguousarray(seq[shared:]) for seq in ids)
         if not keep_identical and len({seq.tobytes() for seq in responses}) < len(responses):
             return RowError(Reason.IDENTICAL, "two responses have the same tokens")
+        is_target = None
+        if self.targets is not None:
+            of_prompt = np.concatenate([masks[0][:keeps], masks[0][goes_on:shared]])
+            of_responses = [mask[shared:] for mask in masks]
+            if len(ids) == 1:
+                # Nobody shares a single response's prompt: they are one piece.
+                prompt, responses = prompt[:0], (np.concatenate([prompt, *responses]),)
+                of_prompt, of_responses = of_prompt[:0], [np.concatenate([of_prompt, *of_responses])]
+            for first in [of_prompt] if len(of_prompt) else of_responses:
+                first[0] = False
+            counted = of_prompt.any() or all(mask.any() for mask in of_responses)
+            if not counted:
+                return RowError(Reason.NO_TARGET, "nothing that the model is to write is left of a response")
+            is_target = np.concatenate([of_prompt, *of_responses])
         attributes = self._attributes_of(group)
         if isinstance(attributes, RowError):
             return attributes
         ratings = None if group.ratings is None else np.asarray(group.ratings, dtype=np.float32)
-        return TokenizedGroup(np.ascontiguousarray(prompt), responses, ratings, attributes=attributes)
+        return TokenizedGroup(
+            np.ascontiguousarray(prompt), responses, ratings, attributes=attributes, is_target=is_target
+        )
 
     def _attributes_of(self, group: Group) -> np.ndarray | RowError | None:
         """(K, A) float32, NaN for what the group does not have; None where none are asked for."""
@@ -314,16 +508,8 @@ class GroupEncoder:
                 self._closing[True] = as_ids([] if eos is None else [eos])
             else:
                 self._closing[False] = as_ids(
-                    self.tokenizer(self._closing_text(), add_special_tokens=False)["input_ids"]
+                    self.tokenizer(closing_text(self.tokenizer, self.chat_template_kwargs), add_special_tokens=False)[
+                        "input_ids"
+                    ]
                 )
         return self._closing[is_text]
-
-    def _closing_text(self) -> str:
-        try:
-            rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}], {})
-            return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
-        except Exception as error:
-            raise ModelError(
-                "truncation='end' needs to know what the chat template writes behind the last answer, but rendering a "
-                f"user and an assistant turn failed: {error}; use truncation='drop' or 'prompt'"
-            ) from error

@@ -28,6 +28,7 @@ class StepBatches:
         batches: This rank's micro-batches.
         num_responses: Responses of this rank's groups, filler left out.
         num_tokens: Tokens this rank computes, filler left out.
+        num_targets: Target tokens of the step over all ranks, a group counted as often as the step holds it.
     """
 
     step: int
@@ -35,6 +36,11 @@ class StepBatches:
     batches: tuple[PackedBatch, ...]
     num_responses: int
     num_tokens: int
+    num_targets: int = 0
+
+    def num_units(self, unit: str) -> int:
+        """What the loss of the step is divided by: its ``"groups"`` or its ``"targets"``."""
+        return self.num_targets if unit == "targets" else self.num_groups
 
 
 class StepLoader:
@@ -107,6 +113,7 @@ class StepLoader:
             batches,
             num_responses=sum(int(batch.response_mask.sum()) for batch in counted),
             num_tokens=sum(batch.num_tokens for batch in counted),
+            num_targets=int(self.dataset.num_targets(self.group_ids(step)).sum()),
         )
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
@@ -140,6 +147,7 @@ class EvalLoader:
         if token_budget < 1:
             raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
         self.dataset = dataset
+        self.token_budget = token_budget
         plan = plan_whole_set(dataset.num_tokens(), world_size=world_size, token_budget=token_budget)
         self._batches = [(ids, True) for ids in plan[rank]]
         # The first process has the most, by one at most; models that are split over processes run on all or none.

@@ -36,7 +36,7 @@ def pack(
 
     Raises:
         ValueError: No group, a group without a response, or a response without an id (it has no token to be scored at);
-            groups with different numbers of attributes.
+            groups with different numbers of attributes; target tokens known of some groups only.
     """
     if not groups:
         raise ValueError("cannot pack an empty list of groups")
@@ -79,6 +79,12 @@ def pack(
         if group.ratings is not None:
             ratings[g, : len(group.response_ids)] = group.ratings
     attributes = _attributes(groups, most_responses)
+    of_policies = _targets(groups, most_responses)
+    if all(group.reference_logps is not None for group in groups):
+        reference = np.zeros((num_groups, most_responses), dtype=np.float32)
+        for g, group in enumerate(groups):
+            reference[g, : len(group.response_ids)] = group.reference_logps
+        of_policies["reference_logps"] = reference
     ids_of_groups = np.arange(num_groups) if group_ids is None else np.asarray(group_ids)
     group_weights = np.ones(num_groups) if weights is None else np.asarray(weights)
     return PackedBatch(
@@ -91,7 +97,38 @@ def pack(
         group_ids=torch.from_numpy(ids_of_groups.astype(np.int64)),
         group_weights=torch.from_numpy(group_weights.astype(np.float32)),
         attributes=None if attributes is None else torch.from_numpy(attributes),
+        **{name: torch.from_numpy(values) for name, values in of_policies.items()},
     )
+
+
+def _targets(groups: Sequence[TokenizedGroup], most_responses: int) -> dict[str, np.ndarray]:
+    """The tokens to be predicted, what predicts them and whose they are; nothing where no group says."""
+    if all(group.is_target is None for group in groups):
+        return {}
+    index: list[np.ndarray] = []
+    source: list[np.ndarray] = []
+    slot: list[np.ndarray] = []
+    at = 0
+    for g, group in enumerate(groups):
+        if group.is_target is None:
+            raise ValueError(f"groups[{g}] does not say which of its tokens are targets, and others do")
+        prompt_stop = at + len(group.prompt_ids)
+        pieces = [(at, prompt_stop, len(groups) * most_responses + g)]
+        begin = prompt_stop
+        for k, ids in enumerate(group.response_ids):
+            pieces.append((begin, begin + len(ids), g * most_responses + k))
+            begin += len(ids)
+        for start, stop, whose in pieces:
+            found = start + np.nonzero(group.is_target[start - at : stop - at])[0]
+            before = found - 1
+            # A response goes on from the end of its prompt, wherever in the row it lies.
+            before[found == start] = prompt_stop - 1
+            index.append(found)
+            source.append(before)
+            slot.append(np.full(len(found), whose))
+        at = begin
+    columns = {"target_index": index, "target_source": source, "target_slot": slot}
+    return {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
 
 
 def _attributes(groups: Sequence[TokenizedGroup], most_responses: int) -> np.ndarray | None:

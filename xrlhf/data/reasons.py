@@ -36,6 +36,8 @@ class Reason(str, Enum):
     DUPLICATE = "duplicate"
     BELOW_MINIMUM = "below-minimum"
     NO_ATTRIBUTES = "no-attributes"
+    TEMPLATE = "template"
+    NO_TARGET = "no-target"
 
     def __str__(self) -> str:
         return str(self.value)
@@ -70,6 +72,8 @@ _DROPPED = {
     Reason.DUPLICATE: "an earlier row is the same",
     Reason.BELOW_MINIMUM: "too few answers, or a preference weaker than asked for",
     Reason.NO_ATTRIBUTES: "none of the attributes that the model predicts",
+    Reason.TEMPLATE: "the chat template does not keep what it wrote before",
+    Reason.NO_TARGET: "no token is left to learn from",
 }
 
 

@@ -58,7 +58,7 @@ logger = logging.getLogger("xrlhf")
 
 MapFn = Callable[[Mapping[str, Any]], Group]
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK_ROWS = 2048
 _EXAMPLES = 20
 _ROWS_WORTH_WORKERS = 20_000
@@ -71,6 +71,8 @@ _DTYPES = {
     "token_ends": np.int64,
     "ratings": np.float32,
     "attributes": np.float32,
+    "is_target": np.bool_,
+    "num_targets": np.int32,
     "rows": np.int64,
     "prompt_keys": np.uint64,
 }
@@ -213,6 +215,7 @@ class GroupTable:
             self.source_name: str = info["source"]
             self.size: int = info["num_groups"]
             self.attributes: tuple[str, ...] = tuple(info["attributes"])
+            self.has_targets: bool = info["has_targets"]
             self._arrays = {name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _DTYPES.items()}
             self._check_sizes()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -224,6 +227,7 @@ class GroupTable:
         expected = dict.fromkeys(arrays, self.size)
         expected |= {"lengths": ends["length_ends"], "ratings": ends["length_ends"], "tokens": ends["token_ends"]}
         expected["attributes"] = ends["length_ends"] * len(self.attributes)
+        expected["is_target"] = ends["token_ends"] if self.has_targets else 0
         for name, size in expected.items():
             if len(arrays[name]) != size:
                 raise ValueError(f"{name}.bin holds {len(arrays[name])} values, expected {size}")
@@ -251,7 +255,8 @@ class GroupTable:
         length_start = int(arrays["length_ends"][index - 1]) if index else 0
         token_start = int(arrays["token_ends"][index - 1]) if index else 0
         lengths = arrays["lengths"][length_start : int(arrays["length_ends"][index])]
-        tokens = np.array(arrays["tokens"][token_start : int(arrays["token_ends"][index])])
+        token_stop = int(arrays["token_ends"][index])
+        tokens = np.array(arrays["tokens"][token_start:token_stop])
         prompt, *responses = np.split(tokens, np.cumsum(lengths[:-1]))
         # Ratings and attributes lie beside the lengths: the prompt's place is unused.
         length_stop = int(arrays["length_ends"][index])
@@ -265,6 +270,7 @@ class GroupTable:
             dataset=self.dataset,
             row=int(arrays["rows"][index]),
             attributes=attributes.reshape(-1, number) if number else None,
+            is_target=np.array(arrays["is_target"][token_start:token_stop]) if self.has_targets else None,
         )
 
     def num_tokens(self, indices: np.ndarray | None = None) -> np.ndarray:
@@ -274,6 +280,10 @@ class GroupTable:
             return np.diff(ends, prepend=0)
         starts = np.where(indices > 0, ends[np.maximum(indices - 1, 0)], 0)
         return ends[indices] - starts
+
+    def num_targets(self, indices: np.ndarray) -> np.ndarray:
+        """Target tokens of all responses of the groups at ``indices``, int64; 0 where the table knows of none."""
+        return self._arrays["num_targets"][indices].astype(np.int64)
 
     @property
     def total_tokens(self) -> int:
@@ -361,6 +371,7 @@ def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int], num_attrib
     for group in groups:
         unused = np.full((1, num_attributes), np.nan, dtype=np.float32)
         attributes += [unused, unused[:0] if group.attributes is None else group.attributes]
+    targets = [group.is_target for group in groups if group.is_target is not None]
     columns = {
         "tokens": np.concatenate(pieces) if pieces else [],
         "lengths": lengths,
@@ -368,10 +379,19 @@ def _columns_of(groups: list[TokenizedGroup], prompt_keys: list[int], num_attrib
         "token_ends": np.cumsum(lengths)[length_ends - 1],
         "ratings": ratings,
         "attributes": np.concatenate(attributes).ravel() if attributes else [],
+        "is_target": np.concatenate(targets) if targets else [],
+        "num_targets": [_num_targets(group) for group in groups],
         "rows": [group.row for group in groups],
         "prompt_keys": np.array(prompt_keys, dtype=np.uint64),
     }
     return {name: np.asarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
+
+
+def _num_targets(group: TokenizedGroup) -> int:
+    if group.is_target is None:
+        return 0
+    of_prompt = int(group.is_target[: len(group.prompt_ids)].sum())
+    return int(group.is_target.sum()) + of_prompt * (len(group.response_ids) - 1)
 
 
 def map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
@@ -591,6 +611,7 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
             "source": source.name,
             "num_groups": writer.num_groups,
             "attributes": list(encoder.attributes),
+            "has_targets": encoder.targets is not None,
             "report": report.to_json(),
         }
         with (aside / "table.json").open("w", encoding="utf-8") as file:

@@ -21,7 +21,7 @@ from xrlhf.devices import Device, find_device
 from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
-from xrlhf.engine.objective_check import check_attributes, check_objective
+from xrlhf.engine.objective_check import check_attributes, check_objective, check_targets
 from xrlhf.engine.pinning import pin_revisions
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME, DistributedStrategy, SingleStrategy
@@ -163,6 +163,7 @@ def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> P
     check_objective(model, "train_dataloader", train_loader.dataset)
     if val_loader is not None:
         check_attributes(model, "val_dataloader", val_loader.dataset)
+        check_targets(model, "val_dataloader", val_loader.dataset)
     return Parts(tokenizer, model, train_loader, val_loader)
 
 

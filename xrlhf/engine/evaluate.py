@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xrlhf.config.resolve import resolve
+from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
-from xrlhf.engine.build import build_eval_loader, build_model, build_tokenizer
+from xrlhf.engine.build import build_eval_loader, build_model, build_tokenizer, section_of
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
-from xrlhf.engine.objective_check import check_attributes
+from xrlhf.engine.objective_check import check_attributes, check_targets
+from xrlhf.engine.reference_cache import OneProcess, attach_reference
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.evaluation.batches import evaluate_batches
+from xrlhf.evaluation.set_loss import SetLoss
+from xrlhf.models.causal_lm import causal_lm_from_pretrained
+from xrlhf.models.group_model import build_loss
 from xrlhf.models.heads import head_of_config
 from xrlhf.models.loading import backbone_from_pretrained
+from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.reward_model import RewardModel
 
 __all__ = ["evaluate"]
@@ -33,11 +41,14 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
         ConfigError: The recipe has no validation set.
         DeviceError: The device cannot compute in the recipe's precision.
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
-        ModelError: The recipe's model gives no scores.
+        ModelError: The recipe's model is neither a reward model nor a policy.
     """
     if not recipe.get("val_dataloader"):
         raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
     tokenizer = build_tokenizer(recipe)
+    if Path(checkpoint).is_dir() and resolve(section_of(recipe, "model").get("type")) is PolicyModel:
+        policy = _policy_of_directory(recipe, checkpoint, tokenizer)
+        return _evaluate_policy(policy, build_eval_loader(recipe, tokenizer), device)
     if Path(checkpoint).is_dir():
         backbone = backbone_from_pretrained(checkpoint, require_head=True)
         # The loss adds its metrics; the head is the directory's own.
@@ -50,8 +61,15 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     else:
         state = load_checkpoint(Path(checkpoint))
         built = build_model(recipe, tokenizer, device)
+        if isinstance(built, PolicyModel):
+            loader = build_eval_loader(recipe, tokenizer)
+            if built.reference_kind == "cached":
+                placed = OneProcess(built.to(device.torch_device), device)
+                attach_reference(placed, loader.dataset, token_budget=loader.token_budget)
+            load_strictly(built, state["state_dict"], built.checkpoint_names(), checkpoint)
+            return _evaluate_policy(built, loader, device)
         if not isinstance(built, RewardModel):
-            raise ModelError(f"the recipe's model is a {type(built).__name__}: only reward models can be tested so far")
+            raise ModelError(f"the recipe's model is a {type(built).__name__}, which cannot be tested")
         model = built
         load_strictly(model, state["state_dict"], model.checkpoint_names(), checkpoint)
     loader = build_eval_loader(recipe, tokenizer)
@@ -59,6 +77,27 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     device.check_precision(model.precision)
     model = model.to(device.torch_device).eval()
     return evaluate_batches(model, loader, device).compute(loader.dataset.names)
+
+
+def _policy_of_directory(recipe: Config, directory: str, tokenizer: PreTrainedTokenizerBase) -> PolicyModel:
+    """The policy of a directory with the recipe's loss, compared with what training started from."""
+    options = section_of(recipe, "model")
+    loss = build_loss(options.get("loss"))
+    kept = {name: options[name] for name in ("precision", "attention") if name in options}
+    reference = options.get("reference", "auto")
+    if getattr(loss, "needs_reference", False) and not isinstance(reference, Mapping):
+        reference = options["backbone"]
+    return PolicyModel(
+        causal_lm_from_pretrained(directory), tokenizer=tokenizer, loss=loss, reference=reference, **kept
+    )
+
+
+def _evaluate_policy(model: PolicyModel, loader: EvalLoader, device: Device) -> dict[str, float]:
+    check_targets(model, "val_dataloader", loader.dataset)
+    device.check_precision(model.precision)
+    found = SetLoss()
+    found.add(model.to(device.torch_device).eval(), loader, device)
+    return found.compute()
 
 
 def _loss_for(backbone: PreTrainedModel, recipe: Config) -> Any:

@@ -11,8 +11,9 @@ from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.packing import pack
 from xrlhf.errors import ConfigError
 from xrlhf.losses.objective import Objective
+from xrlhf.models.policy_model import PolicyModel
 
-__all__ = ["check_attributes", "check_objective"]
+__all__ = ["check_attributes", "check_objective", "check_targets"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -33,11 +34,24 @@ def check_attributes(model: Any, section: str, dataset: GroupDataset) -> None:
         )
 
 
+def check_targets(model: Any, section: str, dataset: GroupDataset) -> None:
+    """Refuse a data set for a policy that does not say which tokens are to be learnt.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if isinstance(model, PolicyModel) and dataset.encoder.targets is None:
+        raise ConfigError(
+            f"{section}.dataset does not say which tokens the policy learns to write: set {section}.dataset.targets to "
+            "'answer' (the response), 'assistant' (every turn of the assistant) or 'all'"
+        )
+
+
 def check_objective(model: Any, section: str, dataset: GroupDataset) -> None:
     """Refuse training data that the model's loss learns nothing from, as far as a sample of each source can tell.
 
     Args:
-        model: The model; only a reward model whose loss says what it can use is looked at.
+        model: The model; only one whose loss says what it can use is looked at.
         section: Name of the dataloader's section, for messages.
         dataset: Its data set.
 
@@ -45,6 +59,7 @@ def check_objective(model: Any, section: str, dataset: GroupDataset) -> None:
         ConfigError: No group in the sample of a source is usable, or a target is outside of the loss's domain.
     """
     check_attributes(model, section, dataset)
+    check_targets(model, section, dataset)
     loss = getattr(model, "loss", None)
     if not isinstance(loss, Objective):
         return
@@ -53,9 +68,9 @@ def check_objective(model: Any, section: str, dataset: GroupDataset) -> None:
         start, end = end, end + size
         places = np.unique(np.linspace(start, end - 1, min(size, _SAMPLE)).astype(np.int64))
         batch = pack([dataset[int(place)] for place in places])
-        targets = model.head.targets(batch)
+        targets = batch.ratings if isinstance(model, PolicyModel) else model.head.targets(batch)
         is_usable = loss.usable(batch.response_mask, targets)
-        for penalty in model.penalties:
+        for penalty in getattr(model, "penalties", ()):
             # Losses may share the data: comparisons for one, ratings for another.
             if isinstance(penalty, Objective):
                 is_usable = is_usable | penalty.usable(batch.response_mask, batch.ratings)

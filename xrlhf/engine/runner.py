@@ -17,6 +17,7 @@ from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_val
 from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook, ThroughputHook
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
+from xrlhf.engine.reference_cache import attach_reference
 from xrlhf.engine.stopping import StopRequest
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.errors import CheckpointError
@@ -76,6 +77,7 @@ class GroupRunner(FlexibleRunner):
         self.model = self.strategy.model
         self.optim_wrapper = self.strategy.optim_wrapper
         self.param_schedulers = self.strategy.param_schedulers
+        self._attach_references()
         self.load_or_resume()
         self._log_run()
         self.call_hook("before_run")
@@ -83,6 +85,15 @@ class GroupRunner(FlexibleRunner):
             model = self.train_loop.run()
         self.call_hook("after_run")
         return model
+
+    def _attach_references(self) -> None:
+        """While the model has the weights it began with: what a reference that is kept on disk says of the data."""
+        if getattr(self.strategy.module, "reference_kind", None) != "cached":
+            return
+        loader = self.train_loop.dataloader
+        attach_reference(self.strategy, loader.dataset, token_budget=loader.token_budget)
+        if self.val_loop is not None:
+            attach_reference(self.strategy, self.val_loop.dataloader.dataset, token_budget=loader.token_budget)
 
     def load_or_resume(self) -> None:
         """Load what the run was told to start from.

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
-from xrlhf.export.reward import trained_model, write_reward_model, write_tokenizer
+from xrlhf.export.model_files import write_tokenizer
+from xrlhf.export.reward import trained_model, write_reward_model
 from xrlhf.models.adapters import adapter_of, merge_adapter, tokenizer_location
 from xrlhf.models.loading import backbone_from_pretrained, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.location import pretrained_location
+from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.quantised import is_quantised
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import prepare_tokenizer, read_tokenizer
@@ -47,14 +49,19 @@ def export_adapter(recipe: Config, checkpoint: Path, out: Path, *, dtype: str = 
     save_adapter(model, tokenizer, out, dtype=dtype)
 
 
-def save_adapter(model: RewardModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str = "float32") -> None:
-    """Write a reward model's adapter, its head and its tokenizer into ``out``, which appears only when it is complete.
+def save_adapter(
+    model: RewardModel | PolicyModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str = "float32"
+) -> None:
+    """Write a model's adapter and its tokenizer into ``out``, which appears only when it is complete.
 
-    ``PeftModel.from_pretrained`` puts it on its base, ``AutoPeftModelForSequenceClassification`` finds the base by
-    the name in ``adapter_config.json``. Rows of tokens that the project added are part of it.
+    The head of a reward model is part of it.
+
+    ``PeftModel.from_pretrained`` puts it on its base; ``AutoPeftModelForSequenceClassification``, or for a policy
+    ``AutoPeftModelForCausalLM``, finds the base by the name in ``adapter_config.json``. Rows of tokens that the project
+    added are part of it.
 
     Args:
-        model: A reward model with adapters; it stays as it is.
+        model: A reward model or a policy with adapters; it stays as it is.
         tokenizer: The tokenizer it was trained with.
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
@@ -67,7 +74,7 @@ def save_adapter(model: RewardModel, tokenizer: PreTrainedTokenizerBase, out: Pa
     wanted = torch_dtype(dtype)
     if not model.uses_lora:
         raise ModelError("the recipe trains all weights, so there is no adapter: leave --adapter out")
-    if model.head.num_outputs != 1:
+    if isinstance(model, RewardModel) and model.head.num_outputs != 1:
         raise ModelError("the adapter's head predicts attributes, which peft cannot tell apart: leave --adapter out")
     new_tokens = getattr(tokenizer, "xrlhf_new_tokens", [])
     token_ids = [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
@@ -83,11 +90,11 @@ def save_adapter(model: RewardModel, tokenizer: PreTrainedTokenizerBase, out: Pa
             raise UserError(f"{out} could not be written: {error_line(error)}") from error
         config.save_pretrained(str(aside))
         write_tokenizer(aside, tokenizer, model.hf_model.config.model_type)
-    logger.info("wrote the adapter and its head to %s; its base is %s", out, config.base_model_name_or_path)
+    logger.info("wrote the adapter to %s; its base is %s", out, config.base_model_name_or_path)
     if is_quantised(model.hf_model):
         logger.warning(
-            "the adapter was trained on a quantised base: on the base in full precision it gives slightly other "
-            "scores; without --adapter the export gives those of training"
+            "the adapter was trained on a quantised base: on the base in full precision the model is slightly another "
+            "one; without --adapter the export is what was trained"
         )
 
 

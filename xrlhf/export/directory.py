@@ -78,11 +78,18 @@ def new_directory(path: Path, *, replace: Collection[str] | None = None) -> Iter
 
 
 def loading_call(folder: Path) -> str:
-    """How transformers loads an exported reward model, as Python."""
+    """How transformers or peft loads an export, as Python."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        task = json.loads(adapter.read_text(encoding="utf-8"))["task_type"]
+        if task == "CAUSAL_LM":
+            return f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})"
+        return f"AutoPeftModelForSequenceClassification.from_pretrained({str(folder)!r}, num_labels=1)"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config:
         return f"AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)"
-    return f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
+    kind = "CausalLM" if config["architectures"][0].endswith("ForCausalLM") else "SequenceClassification"
+    return f"AutoModelFor{kind}.from_pretrained({str(folder)!r})"
 
 
 def _umask() -> int:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from mmengine.config import Config
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
-from xrlhf.errors import ModelError, UserError, error_line
-from xrlhf.export.directory import check_new_directory, new_directory
+from xrlhf.errors import ConfigError, ModelError
+from xrlhf.export.directory import check_new_directory
 from xrlhf.export.internlm2 import complete_internlm2, with_architecture
+from xrlhf.export.model_files import state_in, written_model
+from xrlhf.export.policy import merged_policy, write_policy
 from xrlhf.models.adapters import merge_adapter_of
 from xrlhf.models.heads import AttributeHead, Head, describe_head
 from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import score_head, torch_dtype
+from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.reward_model import RewardModel
 
-__all__ = ["export_checkpoint", "save_reward_model", "trained_model", "write_reward_model", "write_tokenizer"]
+__all__ = ["export_checkpoint", "save_reward_model", "trained_model", "write_reward_model"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -59,23 +59,30 @@ def export_checkpoint(
     torch_dtype(dtype)
     check_new_directory(out)
     model, tokenizer = trained_model(recipe, checkpoint)
+    if isinstance(model, PolicyModel):
+        if keep_attributes or architecture is not None:
+            raise ConfigError("the recipe trains a policy: leave --keep-attributes and --architecture out")
+        write_policy(merged_policy(model), tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+        return
     kept = _head_to_keep(model.head, keep_attributes)
     written = with_architecture(_merged(model), architecture)
     write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
 
 
-def trained_model(recipe: Config, checkpoint: Path) -> tuple[RewardModel, PreTrainedTokenizerBase]:
-    """The reward model of a recipe with the weights of a checkpoint, and its tokenizer.
+def trained_model(recipe: Config, checkpoint: Path) -> tuple[RewardModel | PolicyModel, PreTrainedTokenizerBase]:
+    """The model of a recipe with the weights of a checkpoint, and its tokenizer.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
-        ModelError: The recipe's model is no reward model.
+        ModelError: The recipe's model is neither a reward model nor a policy.
     """
     state = load_checkpoint(checkpoint)
     tokenizer = build_tokenizer(recipe)
     model = build_model(recipe, tokenizer)
-    if not isinstance(model, RewardModel):
-        raise ModelError(f"the recipe's model is a {type(model).__name__}: only reward models convert so far")
+    if not isinstance(model, (RewardModel, PolicyModel)):
+        raise ModelError(
+            f"the recipe's model is a {type(model).__name__}: reward models and policies convert, others do not"
+        )
     load_strictly(model, state["state_dict"], model.checkpoint_names(), str(checkpoint))
     return model, tokenizer
 
@@ -173,96 +180,10 @@ def write_reward_model(
     describe_head(config, kept)
     config.problem_type = "regression"
     config.pad_token_id = tokenizer.pad_token_id
-    wanted = torch_dtype(dtype)
     held = dict(model.state_dict())
     if isinstance(head, AttributeHead) and kept is None:
         _fold(held, model, head)
-    state = {name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in held.items()}
-    with new_directory(out) as aside:
-        try:
-            model.save_pretrained(aside, state_dict=state, max_shard_size=max_shard_size)
-        except SafetensorError as error:
-            raise UserError(f"{out} could not be written: {error_line(error)}") from error
-        _edit_json(aside / "config.json", lambda values: _with_older_keys(values, dtype))
-        write_tokenizer(aside, tokenizer, config.model_type)
+    state = state_in(dtype, held)
+    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size) as aside:
         if isinstance(model, InternLM2ForRewardModel):
             complete_internlm2(aside, tokenizer)
-    logger.info("wrote %s to %s", type(model).__name__, out)
-
-
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
-    """Write a tokenizer so that older readers take it too, its chat template inside ``tokenizer_config.json``."""
-    tokenizer.save_pretrained(folder, save_jinja_files=False)
-    _edit_json(folder / "tokenizer_config.json", lambda values: _with_older_tokenizer_keys(values, tokenizer))
-    _check_tokenizer(folder, tokenizer, model_type)
-
-
-def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, model_type: str) -> None:
-    """Warn where ``AutoTokenizer`` reads other ids from the export than training did."""
-    if getattr(tokenizer, "_auto_map", None):
-        # Loading it again would ask whether its code may run.
-        return
-    text = "An 'odd' text: 3 x 12.5 = 37.5 Ünïcode\n\nlines,  blanks"
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[assignment]
-    reloaded = AutoTokenizer.from_pretrained(folder)
-    if reloaded(text)["input_ids"] != tokenizer(text)["input_ids"]:
-        # Seen with transformers 5.23: it takes the tokenizer class of some model types from a table of its own.
-        logger.warning(
-            "AutoTokenizer takes the exported tokenizer for a %s, because the model is a %s, and would give other ids "
-            "than training: load it with PreTrainedTokenizerFast.from_pretrained, as xrlhf does",
-            type(reloaded).__name__,
-            model_type,
-        )
-
-
-def _with_older_keys(values: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """``config.json`` with the type that was saved, and keys that transformers 4 reads beside those that 5 writes."""
-    older: dict[str, Any] = {"torch_dtype": dtype}
-    rope = values.get("rope_parameters") or {}
-    # Gemma 3 has one set of rope parameters for each kind of layer.
-    if isinstance(local := rope.get("sliding_attention"), dict) and "rope_theta" in local:
-        older["rope_local_base_freq"] = local["rope_theta"]
-        rope = rope.get("full_attention") or {}
-    if "rope_theta" in rope:
-        older["rope_theta"] = rope["rope_theta"]
-        fraction = rope.get("partial_rotary_factor")
-        if fraction is not None:
-            older["partial_rotary_factor"] = fraction
-        if values.get("model_type") == "gpt_neox":
-            older |= {"rotary_emb_base": rope["rope_theta"], "rotary_pct": 1.0 if fraction is None else fraction}
-        scaled = rope.get("rope_type", "default") != "default"
-        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        older["rope_scaling"] = scaling if scaled else None
-    return {**older, **values, "dtype": dtype}
-
-
-def _with_older_tokenizer_keys(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """``tokenizer_config.json`` with all that training relied on spelt out, in names that transformers 4 knows too."""
-    edited = {
-        **values,
-        # Some tokenizer classes have other defaults, and transformers 4 gives these flags the last word on BOS.
-        "add_bos_token": _begins_with(tokenizer, tokenizer.bos_token_id),
-        "add_eos_token": _ends_with(tokenizer, tokenizer.eos_token_id),
-        "model_input_names": ["input_ids", "attention_mask"],
-        "padding_side": "right",
-    }
-    if edited.get("tokenizer_class") == "TokenizersBackend":
-        edited["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(edited.get("extra_special_tokens"), list):
-        edited["additional_special_tokens"] = edited.pop("extra_special_tokens")
-    return edited
-
-
-def _begins_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
-    return token_id is not None and tokenizer("x")["input_ids"][0] == token_id
-
-
-def _ends_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
-    return token_id is not None and tokenizer("x")["input_ids"][-1] == token_id
-
-
-def _edit_json(path: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(edit(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

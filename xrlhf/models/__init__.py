@@ -3,11 +3,13 @@
 from xrlhf.models.causal_lm import causal_lm_from_config, causal_lm_from_pretrained
 from xrlhf.models.heads import AttributeHead, ScalarHead
 from xrlhf.models.loading import backbone_from_config, backbone_from_pretrained
+from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.reward_model import RewardModel
 from xrlhf.models.tokenizer import load_tokenizer, prepare_tokenizer
 
 __all__ = [
     "AttributeHead",
+    "PolicyModel",
     "RewardModel",
     "ScalarHead",
     "backbone_from_config",

@@ -33,17 +33,19 @@ class MatrixFlops:
         per_token: In products with weights, for each token.
         per_attended_token: In attention's two products, for each token that a token attends to, itself included; by
             the window of the layers they are summed over, None for layers without one.
-        per_segment: In products with weights that only the last token of a segment is multiplied with.
+        per_read_token: In products with weights that only the tokens are multiplied with whose states are read.
     """
 
     per_token: float
     per_attended_token: dict[int | None, float]
-    per_segment: float = 0.0
+    per_read_token: float = 0.0
 
-    def of(self, segments: SegmentLayout) -> float:
-        """FLOPs of one packed row."""
+    def of(self, segments: SegmentLayout, num_read: int | None = None) -> float:
+        """FLOPs of one packed row, of which ``num_read`` states are read: those of the last tokens of its segments if
+        None."""
+        read = len(segments) if num_read is None else num_read
         in_attention = sum(flops * attended_tokens(segments, w) for w, flops in self.per_attended_token.items())
-        return self.per_token * segments.num_tokens + self.per_segment * len(segments) + in_attention
+        return self.per_token * segments.num_tokens + self.per_read_token * read + in_attention
 
 
 def attended_tokens(segments: SegmentLayout, window: int | None = None) -> int:
@@ -84,8 +86,8 @@ def matrix_flops(model: PreTrainedModel, *, forward_only: bool = False) -> Matri
     tables = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
     share = _share_of_experts(config)
     short = shortened_module(backbone)
-    at_segment_ends = set() if short is None else {id(weight) for weight in short.parameters()}
-    # Of weights that every token meets, and of those that the last token of a segment meets.
+    at_read_tokens = set() if short is None else {id(weight) for weight in short.parameters()}
+    # Of weights that every token meets, and of those that only tokens meet whose states are read.
     used, trained = [0.0, 0.0], [0.0, 0.0]
     for name, weight in backbone.named_parameters():
         parts = name.split(".")
@@ -93,8 +95,8 @@ def matrix_flops(model: PreTrainedModel, *, forward_only: bool = False) -> Matri
         if weight.dim() < 2 or id(weight) in tables or "bias" in parts[-1] or "original_module" in parts:
             continue
         size = weight.numel() * (share if "experts" in parts else 1.0)
-        used[id(weight) in at_segment_ends] += size
-        trained[id(weight) in at_segment_ends] += size * (weight.requires_grad and not forward_only)
+        used[id(weight) in at_read_tokens] += size
+        trained[id(weight) in at_read_tokens] += size * (weight.requires_grad and not forward_only)
     # Nothing to train in the backbone: nothing to go back for.
     goes_back = not forward_only and any(weight.requires_grad for weight in backbone.parameters())
     passes = 3 if goes_back else 1
@@ -102,8 +104,8 @@ def matrix_flops(model: PreTrainedModel, *, forward_only: bool = False) -> Matri
     in_attention: dict[int | None, float] = {}
     for window in _windows(config):
         in_attention[window] = in_attention.get(window, 0.0) + per_pair
-    per_token, per_segment = ((4 if goes_back else 2) * u + 2 * t for u, t in zip(used, trained, strict=True))
-    return MatrixFlops(per_token, in_attention, per_segment)
+    per_token, per_read_token = ((4 if goes_back else 2) * u + 2 * t for u, t in zip(used, trained, strict=True))
+    return MatrixFlops(per_token, in_attention, per_read_token)
 
 
 def _first(config: Any, *names: str) -> Any:

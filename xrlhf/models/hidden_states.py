@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from xrlhf.models.last_layer import read_index
 from xrlhf.structures import PackedBatch, PaddedRows
 
-__all__ = ["packed_states", "padded_states"]
+__all__ = ["packed_row", "packed_states", "padded_states"]
 
 
 def packed_states(model: PreTrainedModel, batch: PackedBatch, **extra: Any) -> Tensor:
@@ -25,16 +25,32 @@ def packed_states(model: PreTrainedModel, batch: PackedBatch, **extra: Any) -> T
     Returns:
         (G * K, H), of the row's first token where there is no response.
     """
+    read = read_index(batch.segments, batch.input_ids.device)
+    return packed_row(model, batch, read, **extra)[batch.last_index.flatten()]
+
+
+def packed_row(model: PreTrainedModel, batch: PackedBatch, read: Tensor, **extra: Any) -> Tensor:
+    """The states of a packed row; those that nobody is going to read may be anything.
+
+    Args:
+        model: A transformers model with segment attention set on it.
+        batch: On the model's device.
+        read: (R,) int64, the tokens whose states are going to be read, each once.
+        extra: More for the attention function.
+
+    Returns:
+        (T, H).
+    """
     hidden = getattr(model, model.base_model_prefix)(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=None,
         use_cache=False,
         segments=batch.segments,
-        read_index=read_index(batch.segments, batch.input_ids.device),
+        read_index=read,
         **extra,
     ).last_hidden_state
-    return hidden[0, batch.last_index.flatten()]
+    return cast(Tensor, hidden[0])
 
 
 def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Tensor:

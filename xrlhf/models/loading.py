@@ -190,6 +190,7 @@ def _with_adapter(
     score_head(merged, num_outputs)[1].float()
     return merged
 
+
 def _backbone_by_shapes(
     path: str,
     dtype: torch.dtype,

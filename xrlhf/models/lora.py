@@ -1,4 +1,4 @@
-"""LoRA adapters on a reward backbone, with the score head always trained in full and always saved."""
+"""LoRA adapters on a transformers model; a score head is always trained in full and always saved."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ _KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 
 
 def add_lora(
-    backbone: PreTrainedModel, head_name: str, options: Mapping[str, Any], new_token_ids: Sequence[int] = ()
+    backbone: PreTrainedModel,
+    kept_layers: Sequence[str],
+    options: Mapping[str, Any],
+    task: TaskType,
+    new_token_ids: Sequence[int] = (),
 ) -> PeftModel:
     """Wrap ``backbone`` in adapters.
 
-    The head is put into ``modules_to_save`` whatever the options say: left to its defaults, peft would freeze or drop
+    A score head is put into ``modules_to_save`` whatever the options say: by its defaults, peft would freeze or drop
     a freshly made score head under several task types and target settings. For the same reason the rows of new tokens
     join ``trainable_token_indices``: nobody has trained them before.
 
     Args:
-        backbone: A ``...ForSequenceClassification`` model.
-        head_name: Name of its score head.
+        backbone: A transformers model.
+        kept_layers: Names of layers to train and save in full: a reward model's score head.
         options: Options of :class:`peft.LoraConfig`; ``target_modules`` defaults to ``"all-linear"``.
+        task: ``SEQ_CLS`` for reward models, ``CAUSAL_LM`` for language models.
         new_token_ids: Tokens that the project itself added to the vocabulary and that are read.
 
     Raises:
@@ -44,12 +49,11 @@ def add_lora(
     kept = chosen.pop("modules_to_save", None) or []
     kept = [kept] if isinstance(kept, str) else list(kept)
     chosen.pop("task_type", None)
-    if head_name not in kept:
-        kept.append(head_name)
+    kept += [name for name in kept_layers if name not in kept]
     if new_token_ids:
         _train_rows(backbone, chosen, kept, new_token_ids)
     try:
-        config = LoraConfig(task_type=TaskType.SEQ_CLS, modules_to_save=kept, **chosen)
+        config = LoraConfig(task_type=task, modules_to_save=kept or None, **chosen)
         if is_quantised(backbone) and not keeps_base(config):
             raise ValueError(
                 f"init_lora_weights={config.init_lora_weights!r} moves a part of the base into the adapters, which a "

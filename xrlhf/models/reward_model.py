@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import TaskType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.data.padding import unpack
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses.objective import GroupMean
 from xrlhf.losses.statistics import pair_statistics
+from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
 from xrlhf.models.heads import Head, head_of_config
 from xrlhf.models.hidden_states import packed_states, padded_states
-from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, score_head, torch_dtype
-from xrlhf.models.lora import add_lora, base_is_untouched
-from xrlhf.models.offload import HostActivations
-from xrlhf.models.probe import choose_layout
-from xrlhf.models.quantised import is_quantised
-from xrlhf.ops.attention import register_segment_attention
-from xrlhf.registry import LOSSES, MODELS
+from xrlhf.models.loading import score_head
+from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
 
 __all__ = ["RewardModel"]
@@ -34,7 +29,7 @@ logger = logging.getLogger("xrlhf")
 
 
 @MODELS.register_module()
-class RewardModel(nn.Module):
+class RewardModel(GroupModel):
     """A Hugging Face backbone with a linear head, trained on groups of responses.
 
     The backbone's own dropout is switched off, so that a group's loss depends on nothing but the group.
@@ -96,69 +91,40 @@ class RewardModel(nn.Module):
         compile: bool | str = False,
         head: Head | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         built: Head | None = MODELS.build(dict(head)) if isinstance(head, Mapping) else head
-        if isinstance(backbone, Mapping):
-            more = {"num_outputs": built.num_outputs} if built is not None and built.num_outputs > 1 else {}
-            backbone = MODELS.build({**backbone, **more})
-        if not isinstance(backbone, PreTrainedModel):
-            raise ModelError(f"backbone must be a transformers model, got {type(backbone).__name__}")
-        if tokenizer is not None:
-            fit_embeddings(backbone, tokenizer)
-        self.precision = torch_dtype(precision)
-        self.head: Head = head_of_config(backbone.config) if built is None else built
-        self.head_name, score_layer = score_head(backbone, self.head.num_outputs)
+        more = {"num_outputs": built.num_outputs} if built is not None and built.num_outputs > 1 else {}
+        model = build_backbone(backbone, tokenizer, **more)
+        read_by = head_of_config(model.config) if built is None else built
+        head_name, score_layer = score_head(model, read_by.num_outputs)
         score_layer.float()
-        disable_dropout(backbone)
-        self.layout = choose_layout(backbone, score_layer, layout=layout, static_shapes=static_shapes)
-        self.static_shapes = static_shapes
-        self.single_forward = False
-        segment_attention = register_segment_attention(attention)
-        if self.layout == "packed":
-            backbone.set_attn_implementation(segment_attention)
-        self.gradient_checkpointing = gradient_checkpointing
-        if gradient_checkpointing:
-            if not backbone.supports_gradient_checkpointing:
-                raise ModelError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out")
-            # Later versions of transformers 5 renamed it.
-            enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-        elif activation_offload:
-            raise ModelError(
-                "activation_offload moves what gradient checkpointing keeps: set gradient_checkpointing=True beside it"
-            )
-        self.activation_offload = activation_offload
-        self.host_activations: type[HostActivations] = HostActivations
-        self.uses_lora = lora is not None
-        if lora is None and loss is not None and is_quantised(backbone):
-            raise ModelError("a quantised base is trained through adapters only: give lora=dict(...), or leave it out")
-        self.backbone: nn.Module = (
-            backbone if lora is None else add_lora(backbone, self.head_name, lora, _new_token_ids(tokenizer))
+        super().__init__(
+            model,
+            score_layer,
+            tokenizer=tokenizer,
+            lora=lora,
+            task=TaskType.SEQ_CLS,
+            kept_layers=(head_name,),
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+            activation_offload=activation_offload,
+            layout=layout,
+            static_shapes=static_shapes,
+            attention=attention,
+            compile=compile,
+            trains=loss is not None,
         )
-        if compile:
-            _compile_layers(self.hf_model, "inductor" if compile is True else compile, dynamic=not static_shapes)
-        self.loss = None if loss is None else _build_loss(loss)
+        self.head: Head = read_by
+        self.head_name = head_name
+        self.loss = None if loss is None else build_loss(loss)
         if self.loss is not None and self.head.names:
             _check_loss(self.loss, self.head)
         penalties = penalty if isinstance(penalty, (list, tuple)) else [penalty]
-        self.penalties = nn.ModuleList([_build_loss(p) for p in penalties if p is not None])
-
-    @property
-    def hf_model(self) -> PreTrainedModel:
-        """The ``...ForSequenceClassification`` model, under any adapters."""
-        return self.backbone.get_base_model() if self.uses_lora else self.backbone  # type: ignore[return-value,operator]
+        self.penalties = nn.ModuleList([build_loss(p) for p in penalties if p is not None])
 
     @property
     def float32_modules(self) -> tuple[nn.Module, ...]:
         """Parts that compute in float32 whatever the precision, for whoever converts weights."""
         return (getattr(self.hf_model, self.head_name),)
-
-    @property
-    def max_conversation_length(self) -> int | None:
-        """Most tokens of a conversation that the model reads as it reads it alone; None where it names no limit."""
-        config = self.hf_model.config
-        limits = [getattr(config, "max_position_embeddings", None), _end_of_short_rope(config)]
-        return min((limit for limit in limits if limit), default=None)
 
     def score(self, batch: PackedBatch) -> Tensor:
         """Scores of all responses: (G, K) float32, 0 where the response does not exist."""
@@ -166,19 +132,13 @@ class RewardModel(nn.Module):
 
     def outputs(self, batch: PackedBatch) -> Tensor:
         """What the head gives for all responses: (G, K) scores or (G, K, A) predictions, float32, 0 where none is."""
-        device_type = batch.input_ids.device.type
-        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.precision is not torch.float32:
-            autocast = torch.autocast(device_type, dtype=self.precision)
-        saving: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.activation_offload and torch.is_grad_enabled():
-            saving = self.host_activations(self.hf_model.parameters()).hooks()
-        with autocast, saving:
+        device = batch.input_ids.device
+        with self.computing(device):
             if self.layout == "packed":
                 states = packed_states(self.hf_model, batch)
             else:
                 states = self._states_of_padded_rows(batch)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             raw = getattr(self.hf_model, self.head_name)(states.float()).view(*batch.last_index.shape, -1)
         return self.head.outputs(torch.where(batch.response_mask.unsqueeze(-1), raw, raw.new_zeros(())))
 
@@ -259,49 +219,6 @@ class RewardModel(nn.Module):
             of_attribute = compute(outputs[..., one], batch.response_mask, targets[..., one])
             found |= {f"{key}_{name}": value for key, value in of_attribute.items()}
         return found
-
-    def checkpoint_names(self) -> set[str]:
-        """Names of the state that a checkpoint must hold: all of it, or what adapters train on a reloadable base."""
-        names = set(self.state_dict())
-        if not isinstance(self.backbone, PeftModel):
-            return names
-        if not self.hf_model.config._name_or_path or not base_is_untouched(self.backbone):
-            return names
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-def _new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Ids of the tokens that the project added and that are read: padding is not."""
-    if tokenizer is None:
-        return []
-    new_tokens = [token for token in getattr(tokenizer, "xrlhf_new_tokens", []) if token != tokenizer.pad_token]
-    return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
-
-
-def _compile_layers(model: PreTrainedModel, backend: str, dynamic: bool) -> None:
-    """Compile every layer in its place, so that all of them share one program and no name changes."""
-    layers = decoder_layers(model)
-    if not layers:
-        raise ModelError(f"{type(model).__name__} does not say what its layers are: leave compile out")
-    for layer in layers:
-        # Rows of another length shall not be compiled anew, unless there are but few lengths.
-        layer.compile(backend=backend, dynamic=dynamic)
-
-
-def _end_of_short_rope(config: PreTrainedConfig) -> int | None:
-    """Where rotary positions of two sets change from one to the other; None for other kinds.
-
-    Which set a row gets follows from the longest conversation beside it, so beyond that length the score of one would
-    depend on its neighbours (Phi-3; "longrope" in transformers, modeling_rope_utils.py).
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-
-
-def _build_loss(spec: Any) -> nn.Module:
-    return LOSSES.build(dict(spec)) if isinstance(spec, Mapping) else spec
 
 
 def _check_loss(loss: nn.Module, head: Head) -> None:

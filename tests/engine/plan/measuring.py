@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from toy import ToyDataset, run_of
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
+from toy import ToyDataset, run_of
 
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.plan import Moment, plan_model, plan_strategy, workload_of

@@ -7,26 +7,15 @@ import time
 STARTED = time.perf_counter()
 
 import sys  # noqa: E402
-from itertools import pairwise  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from job import read_job, write_result  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback  # noqa: E402
+from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
-
-
-class Clock(TrainerCallback):
-    """When every optimizer step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
+from trl_clock import Clock, training_result  # noqa: E402
 
 
 class InOrder(RewardTrainer):
@@ -48,7 +37,7 @@ def main(job_file: str) -> None:
         args=RewardConfig(
             output_dir=job["scratch"],
             per_device_train_batch_size=job["batch"],
-            gradient_accumulation_steps=job["pairs_per_step"] // job["batch"],
+            gradient_accumulation_steps=job["groups_per_step"] // job["batch"],
             max_steps=job["steps"],
             learning_rate=job["lr"],
             lr_scheduler_type="constant",
@@ -69,13 +58,7 @@ def main(job_file: str) -> None:
         callbacks=[clock],
     )
     trainer.train()
-    losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
-    result = {
-        "losses": losses,
-        "step_seconds": [b - a for a, b in pairwise(clock.ends)],
-        "first_step_seconds": clock.ends[0] - STARTED,
-    }
-    write_result(job, result)
+    write_result(job, training_result(trainer, clock, STARTED))
 
 
 if __name__ == "__main__":

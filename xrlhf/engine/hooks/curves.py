@@ -19,8 +19,8 @@ logger = logging.getLogger("xrlhf")
 
 _PANELS = (
     ("loss", ("loss",)),
-    ("accuracy", ("acc", "accuracy")),
-    ("score", ("chosen_score_mean", "rejected_score_mean")),
+    ("accuracy", ("acc", "accuracy", "reward_acc")),
+    ("score", ("chosen_score_mean", "rejected_score_mean", "chosen_reward_mean", "rejected_reward_mean")),
     ("learning rate", ("lr",)),
 )
 

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from xrlhf.errors import error_line
-from xrlhf.models.flops import matrix_flops
+from xrlhf.models.group_model import GroupModel
 from xrlhf.registry import HOOKS
 
 __all__ = ["ThroughputHook"]
@@ -35,22 +35,23 @@ class ThroughputHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Measure the rate, and let the loop count."""
         strategy = runner.strategy
-        model = getattr(strategy.module, "hf_model", None)
-        if model is None:
-            logger.info("no mfu: %s has no transformers model to count the products of", type(strategy.module).__name__)
+        module = strategy.module
+        if not isinstance(module, GroupModel):
+            logger.info("no mfu: %s has no transformers model to count the products of", type(module).__name__)
             return
+        model = module.hf_model
         try:
-            flops = matrix_flops(model)
+            count_flops = module.count_flops()
         except Exception as error:
             # A family that describes itself in another way can be trained all the same.
             logger.warning("no mfu: the products of %s cannot be counted: %s", type(model).__name__, error_line(error))
             return
-        dtype = _product_type(strategy.module, model)
+        dtype = _product_type(module, model)
         strategy.barrier()
         rates = strategy.gather_objects(strategy.device.matrix_rate(dtype))
         self._rate = sum(rates)
         in_float32 = strategy.device.matrix_rate(torch.float32)
-        runner.train_loop.count_flops = lambda batch: flops.of(batch.segments)
+        runner.train_loop.count_flops = count_flops
         logger.info(
             "matrix products: %s in %s%s, the rate mfu is measured against",
             _readable(self._rate / len(rates)),

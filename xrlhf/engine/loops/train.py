@@ -18,14 +18,13 @@ from xrlhf.engine.memory import naming_what_needs_memory
 from xrlhf.engine.stopping import StopRequest
 from xrlhf.errors import ConfigError, TrainingError
 from xrlhf.registry import LOOPS
-from xrlhf.structures import PackedBatch
+from xrlhf.structures import PackedBatch, metric_means
 
 __all__ = ["GroupTrainLoop"]
 
 logger = logging.getLogger("xrlhf")
 
 _ROWS_NAMED = 8
-_RANKED = ("acc", "margin")
 _MOST_SKIPPED_IN_A_ROW = 25
 """A loss scale begins at 2**16 and is halved each time: after so many it is too small for any use."""
 
@@ -141,12 +140,13 @@ class GroupTrainLoop(BaseLoop):
         device.seed_all(derive_key(strategy.seed, "step", batches.step, strategy.rank) >> 1)
         sums: dict[str, torch.Tensor] = {}
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        num_units = batches.num_units(getattr(strategy.module, "unit", "groups"))
         for number, batch in enumerate(batches.batches):
             with naming_what_needs_memory(partial(self._explain_memory, batches, number)):
                 batch = batch.to(device.torch_device, non_blocking=True)
                 with strategy.accumulate(last=number == len(batches.batches) - 1):
                     output = self.runner.model(batch)
-                    strategy.backward(output.loss / batches.num_groups)
+                    strategy.backward(output.loss / num_units)
             device.mark_step()
             losses.append((batch.group_ids, output.group_losses))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
@@ -161,7 +161,7 @@ class GroupTrainLoop(BaseLoop):
         total = dict(zip(sums, values, strict=True))
         is_finite = math.isfinite(norm)
         if not math.isfinite(total["loss"]) or not (is_finite or strategy.survives_overflow):
-            raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / batches.num_groups, norm))
+            raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / num_units, norm))
         if is_finite:
             with naming_what_needs_memory(partial(self._explain_memory, batches, None)):
                 strategy.step()
@@ -174,7 +174,8 @@ class GroupTrainLoop(BaseLoop):
         num_tokens, num_flops = total.pop("num_tokens"), total.pop("num_flops")
         self.flops_per_second = None if self.count_flops is None else num_flops / elapsed
         return {
-            **_means(total, batches.num_groups),
+            "loss": total.pop("loss") / num_units,
+            **metric_means(total, batches.num_groups),
             "num_samples": float(batches.num_groups),
             "num_tokens": num_tokens,
             "grad_norm": norm,
@@ -246,16 +247,3 @@ class GroupTrainLoop(BaseLoop):
             f"step {batches.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; stopped before the weights were "
             f"touched; {what}: {where}{more}. Lower the learning rate, or look at these rows"
         )
-
-
-def _means(total: dict[str, float], num_groups: int) -> dict[str, float]:
-    """Every sum of a step divided by its count; what no group of the step has a value of is left out."""
-    means = {}
-    for name, value in total.items():
-        if name.startswith("num_"):
-            continue
-        counted_by = "num_ranked" if name in _RANKED and "num_ranked" in total else f"num_{name}"
-        count = total.get(counted_by, float(num_groups))
-        if count > 0:
-            means[name] = value / count
-    return means

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from xrlhf.engine.checkpoint import check_tensors
 from xrlhf.engine.strategies.distributed import DistributedStrategy
+from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import decoder_layers
-from xrlhf.models.reward_model import RewardModel
 from xrlhf.registry import STRATEGIES
 
 __all__ = ["FSDPStrategy"]
@@ -67,8 +67,9 @@ class FSDPStrategy(DistributedStrategy):
         policy = MixedPrecisionPolicy()
         if self.half_precision and precision is not torch.float32:
             policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
-        for layer in decoder_layers(model.hf_model) if isinstance(model, RewardModel) else ():
-            fully_shard(layer, mp_policy=policy, **options)
+        for part in model.transformers_models() if isinstance(model, GroupModel) else ():
+            for layer in decoder_layers(part):
+                fully_shard(layer, mp_policy=policy, **options)
         # What is left, embeddings and head, computes in its own type.
         fully_shard(model, **options)
         return model

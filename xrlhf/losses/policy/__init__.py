@@ -7,6 +7,7 @@ from xrlhf.losses.policy.cpo import CPOLoss
 from xrlhf.losses.policy.dpo import DPOLoss, HingeDPOLoss, RobustDPOLoss
 from xrlhf.losses.policy.ipo import IPOLoss
 from xrlhf.losses.policy.kto import KTOLoss
+from xrlhf.losses.policy.language_model import LanguageModelLoss
 from xrlhf.losses.policy.objective import PolicyLoss, ResponseLogps
 from xrlhf.losses.policy.orpo import ORPOLoss
 from xrlhf.losses.policy.simpo import SimPOLoss
@@ -19,6 +20,7 @@ __all__ = [
     "HingeDPOLoss",
     "IPOLoss",
     "KTOLoss",
+    "LanguageModelLoss",
     "ORPOLoss",
     "PolicyLoss",
     "ResponseLogps",

@@ -1,4 +1,4 @@
-"""xrlhf on a benchmark's job: the recipe reward_bench.py through the ordinary command line."""
+"""xrlhf on a benchmark's job: a recipe of this benchmark through the ordinary command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clock_hook import ClockHook  # noqa: E402
 
 from xrlhf.cli.main import main as xrlhf  # noqa: E402
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "reward_bench.py"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 from job import read_job, write_result  # noqa: E402
 
 
@@ -25,18 +25,16 @@ def main(job_file: str) -> None:
         "pretrained": job["model"],
         "data_path": job["data"],
         "max_length": job["max_length"],
-        "groups_per_step": job["pairs_per_step"],
+        "groups_per_step": job["groups_per_step"],
         "token_budget": job["token_budget"],
         "max_steps": job["steps"],
         "lr": job["lr"],
         "precision": job["dtype"],
         "work_dir": job["scratch"],
         "cache_dir": job["scratch"] + "_cache",
-        "compiled": job.get("compiled", False),
-        "checkpointing": job.get("checkpointing", False),
-        **({"map_fn": job["map_fn"]} if "map_fn" in job else {}),
+        **job.get("recipe_options", {}),
     }
-    arguments = ["train", str(RECIPE), "--device", job["device"], "--cfg-options"]
+    arguments = ["train", str(RECIPES / f"{job['recipe']}.py"), "--device", job["device"], "--cfg-options"]
     status = xrlhf([*arguments, *(f"{key}={value}" for key, value in options.items())])
     if status:
         raise SystemExit(status)

@@ -1,0 +1,131 @@
+"""Steps of a policy: the loss is divided by the tokens of the whole step, however the step is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy import ToyDataset, num_targets, pairs, run_of, train, weights_of
+
+from xrlhf.data.loader import EvalLoader
+from xrlhf.data.packing import pack
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.loops import LossValLoop
+from xrlhf.evaluation.set_loss import SetLoss
+from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
+from xrlhf.models import PolicyModel, causal_lm_from_config
+
+
+def answers(number: int = 24) -> ToyDataset:
+    """Groups as :func:`toy.pairs` makes them; the responses are learnt, and some prompt tokens too."""
+    generator = np.random.default_rng(5)
+    groups = []
+    for group in pairs(number).groups:
+        mask = np.ones(group.num_tokens, dtype=bool)
+        mask[: len(group.prompt_ids)] = generator.random(len(group.prompt_ids)) < 0.2
+        mask[0] = False
+        groups.append(replace(group, is_target=mask))
+    return ToyDataset(groups)
+
+
+def policy(loss: nn.Module, **options: Any) -> PolicyModel:
+    torch.manual_seed(0)
+    backbone = causal_lm_from_config(
+        "llama",
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    return PolicyModel(backbone, loss=loss, **options)
+
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {"sft": LanguageModelLoss, "dpo": lambda: DPOLoss(beta=0.5)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_in_one_piece_equals_a_step_in_many(name: str, tmp_path: Path) -> None:
+    runs = {}
+    for budget in (16, 64, 10_000):
+        model = policy(LOSSES[name]())
+        run = run_of(model, answers(), tmp_path / str(budget), max_steps=4, token_budget=budget)
+        runs[budget] = (train(run), weights_of(model.hf_model))
+    logs, weights = runs[10_000]
+    for budget in (16, 64):
+        for mine, other in zip(runs[budget][0], logs, strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+            assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        for mine_w, other_w in zip(runs[budget][1], weights, strict=True):
+            torch.testing.assert_close(mine_w, other_w, rtol=1e-5, atol=2e-5)
+
+
+def test_the_loss_of_sft_is_a_mean_over_tokens(tmp_path: Path) -> None:
+    data = answers(8)
+    model = policy(LanguageModelLoss())
+    with torch.no_grad():
+        losses = model(pack(data.groups)).group_losses
+    expected = losses.sum().item() / sum(map(num_targets, data.groups))
+    (first,) = train(run_of(model, data, tmp_path, max_steps=1, shuffle=False))
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_reference_is_neither_trained_nor_saved(tmp_path: Path) -> None:
+    model = policy(DPOLoss())
+    assert model.reference is not None
+    before = weights_of(model.reference)
+    run = run_of(model, answers(), tmp_path, max_steps=3)
+    logs = train(run)
+    assert logs[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(model.reference), before, strict=True))
+    assert not any("reference" in name for name in model.checkpoint_names())
+    moved = zip(weights_of(model.hf_model), before, strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_validation_equals_the_loss_of_the_whole_set(name: str) -> None:
+    data = answers(9)
+    model = policy(LOSSES[name]()).eval()
+    if model.reference is not None:
+        with torch.no_grad():
+            for parameter in model.reference.parameters():
+                parameter.mul_(1.1)
+    whole = model(pack(data.groups))
+    called: list[tuple[str, dict[str, float]]] = []
+    runner = SimpleNamespace(
+        strategy=SimpleNamespace(module=model, model=model, device=CpuDevice(), gather_objects=lambda value: [value]),
+        call_hook=lambda name, **values: called.append((name, values.get("metrics", {}))),
+    )
+    loader = EvalLoader(data, token_budget=20)  # type: ignore[arg-type]
+    assert len(loader) > 3
+    loop = object.__new__(LossValLoop)
+    loop._runner, loop.dataloader = runner, loader
+    found = loop.run()
+    assert found["loss"] == pytest.approx((whole.loss / model.units(pack(data.groups))).item(), rel=1e-5)
+    for metric, value in whole.metrics.items():
+        if not metric.startswith("num_"):
+            assert found[metric] == pytest.approx((value / whole.metrics[f"num_{metric}"]).item(), rel=1e-4, abs=1e-6)
+    assert [name for name, _ in called] == ["before_val", "before_val_epoch", "after_val_epoch", "after_val"]
+    assert called[2][1] == found
+
+
+def test_sums_of_processes_are_added() -> None:
+    whole = SetLoss.of_all(
+        [
+            {"loss": 4.0, "num_units": 2.0, "num_groups": 1.0, "acc": 1.0, "num_acc": 1.0},
+            {"loss": 2.0, "num_units": 4.0, "num_groups": 3.0, "acc": 0.0, "num_acc": 3.0},
+        ]
+    )
+    assert whole.compute() == {"loss": 1.0, "acc": 0.25}

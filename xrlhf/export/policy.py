@@ -1,0 +1,82 @@
+"""Policies as Hugging Face directories."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xrlhf.data.encoding import closing_text
+from xrlhf.errors import ModelError
+from xrlhf.export.directory import check_new_directory
+from xrlhf.export.model_files import state_in, written_model
+from xrlhf.models.adapters import merge_adapter_of
+from xrlhf.models.policy_model import PolicyModel
+
+__all__ = ["merged_policy", "save_policy", "write_policy"]
+
+
+def save_policy(
+    model: PolicyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a policy and its tokenizer into ``out``, which appears only when it is complete.
+
+    ``generation_config.json`` names the tokens that end an answer: the end of text, and what the chat template closes
+    a turn with. The model can be trained on afterwards.
+
+    Args:
+        model: The policy; adapters are merged in a copy, so one with adapters is held twice for a while.
+        tokenizer: The tokenizer it was trained with.
+        out: A directory that does not exist yet, or is empty.
+        dtype: Type of the saved weights.
+        max_shard_size: Largest file, such as ``"5GB"``.
+
+    Raises:
+        ModelError: The model's adapters cannot be merged.
+        UserError: ``out`` is not empty or cannot be written.
+    """
+    check_new_directory(out)
+    merged = merged_policy(copy.deepcopy(model)) if model.uses_lora else model.hf_model
+    write_policy(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def merged_policy(model: PolicyModel) -> PreTrainedModel:
+    """The language model with the adapters in its weights; ``model`` is used up."""
+    if not model.uses_lora:
+        return model.hf_model
+    return merge_adapter_of(cast(PeftModel, model.backbone))
+
+
+def write_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str, max_shard_size: str
+) -> None:
+    """Write a plain ``...ForCausalLM`` model as :func:`save_policy` does."""
+    ends = ends_of_answer(tokenizer)
+    generation = model.generation_config
+    generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    generation.pad_token_id = tokenizer.pad_token_id
+    state = state_in(dtype, model.state_dict())
+    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size):
+        pass
+
+
+def ends_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokens that end an answer, the end of text first."""
+    ends = [] if tokenizer.eos_token_id is None else [cast(int, tokenizer.eos_token_id)]
+    if tokenizer.chat_template is None:
+        return ends
+    try:
+        closing = tokenizer(closing_text(tokenizer), add_special_tokens=False)["input_ids"]
+    except ModelError:
+        return ends
+    special = set(tokenizer.added_tokens_decoder)
+    first = next((token for token in closing if token in special), None)
+    return ends if first is None or first in ends else [*ends, first]

@@ -1,0 +1,312 @@
+"""The policy: a language model, and the log-probabilities that it gives the answers of a group."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel, TaskType
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xrlhf.errors import ConfigError, ModelError
+from xrlhf.losses.policy import ResponseLogps
+from xrlhf.models.embeddings import embedding_weight
+from xrlhf.models.flops import MatrixFlops, matrix_flops
+from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
+from xrlhf.models.hidden_states import packed_row
+from xrlhf.models.loading import torch_dtype
+from xrlhf.models.output_layer import choosing_output_layer
+from xrlhf.models.quantised import is_quantised
+from xrlhf.ops.attention import register_segment_attention
+from xrlhf.registry import MODELS
+from xrlhf.structures import LossOutput, PackedBatch
+
+__all__ = ["PolicyModel"]
+
+logger = logging.getLogger("xrlhf")
+
+
+@MODELS.register_module()
+class PolicyModel(GroupModel):
+    """A language model trained on the answers of groups: SFT, or a loss on preferences.
+
+    Args:
+        backbone: ``dict(type=causal_lm_from_pretrained, path=...)``, ``dict(type=causal_lm_from_config, ...)`` or a
+            ready ``...ForCausalLM`` model.
+        tokenizer: The prepared tokenizer (the builder puts it in); its added tokens get embedding rows.
+        loss: A :class:`~xrlhf.losses.policy.PolicyLoss`, built or as a dict; None for a model that is not trained.
+        reference: What the policy is compared with, where the loss asks for a reference: ``"adapter_off"``, the model
+            without its adapters; ``"copy"``, a frozen copy of it as it was before the first step; ``"cached"``, what
+            the model said of the data before the first step, computed once and kept on disk; a dict as for
+            ``backbone``, another model; ``"auto"`` for ``"adapter_off"`` where there are adapters, else ``"copy"``.
+        lora: Options of :class:`peft.LoraConfig` to train adapters instead of all weights; the only way to train a
+            quantised backbone.
+        precision: As in :class:`~xrlhf.models.reward_model.RewardModel`; log-probabilities are in float32 always.
+        gradient_checkpointing: As there.
+        activation_offload: As there.
+        layout: ``"auto"`` or ``"packed"``: a policy is trained on packed rows only.
+        static_shapes: The device compiles a program for every shape, which packed rows are not made for.
+        attention: As there.
+        compile: As there.
+
+    Attributes:
+        reference: The frozen model, where it is one of its own.
+        reference_kind: ``"adapter_off"``, ``"copy"``, ``"cached"``, ``"model"``, or None where no reference is read.
+        initial_digest: Of the weights before training, where the reference is cached: a sample of each.
+
+    Raises:
+        ModelError: The backbone cannot be packed, has no output layer that is known here, or does not fit the
+            tokenizer or the reference.
+        ConfigError: A reference that the model does not have, or one that the loss does not read.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel | Mapping[str, Any],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        loss: nn.Module | Mapping[str, Any] | None = None,
+        reference: str | Mapping[str, Any] | None = "auto",
+        lora: Mapping[str, Any] | None = None,
+        precision: str = "float32",
+        gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
+        layout: str = "auto",
+        static_shapes: bool = False,
+        attention: str = "auto",
+        compile: bool | str = False,
+    ) -> None:
+        if static_shapes or layout == "padded":
+            why = "this device needs static shapes" if static_shapes else "layout='padded'"
+            raise ModelError(f"a policy is trained on packed rows, and {why}: choose another device or layout")
+        model = build_backbone(backbone, tokenizer)
+        built = None if loss is None else build_loss(loss)
+        kind = _kind_of_reference(reference, built, uses_lora=lora is not None)
+        # Made before adapters are added and before anything is trained.
+        self_digest = _digest(model) if kind == "cached" else ""
+        frozen = _frozen_reference(kind, model, tokenizer)
+        wanted = torch_dtype(precision)
+        products = model.dtype if wanted is torch.float32 else wanted
+        own_attention = model.config._attn_implementation or "eager"
+        # While the models have their own attention, which reads a plain sequence.
+        output_layer = choosing_output_layer(model, products)
+        if frozen is not None:
+            choosing_output_layer(frozen, products)
+        super().__init__(
+            model,
+            output_layer,
+            tokenizer=tokenizer,
+            lora=lora,
+            task=TaskType.CAUSAL_LM,
+            kept_layers=(),
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+            activation_offload=activation_offload,
+            layout="packed",
+            static_shapes=False,
+            attention=attention,
+            compile=compile,
+            trains=loss is not None,
+        )
+        self.loss: Any = built
+        self.unit = getattr(built, "unit", "groups")
+        self.reference_kind = kind if isinstance(kind, str) or kind is None else "model"
+        self.reference: PreTrainedModel | None = frozen
+        self.initial_digest = self_digest
+        self._own_attention = own_attention
+        if frozen is not None:
+            frozen.set_attn_implementation(register_segment_attention(attention))
+
+    def transformers_models(self) -> Iterator[PreTrainedModel]:
+        yield self.hf_model
+        if self.reference is not None:
+            yield self.reference
+
+    def count_flops(self) -> Callable[[PackedBatch], float]:
+        """As for every model, with the output layer, which reads the states before the target tokens.
+
+        The reference's forward pass counts as well: a third of what the policy's products take in full training.
+        """
+        flops = matrix_flops(self.hf_model)
+        weight = embedding_weight(self.hf_model)
+        of_reference = MatrixFlops(0.0, {})
+        runs_reference = self.reference_kind is not None and self.reference_kind != "cached"
+        if runs_reference:
+            of_reference = matrix_flops(self.reference or self.hf_model, forward_only=True)
+        of_output = 2.0 * weight.numel() * (2 + weight.requires_grad + runs_reference)
+
+        def count(batch: PackedBatch) -> float:
+            targets = 0 if batch.target_index is None else len(batch.target_index)
+            read = 0 if batch.target_source is None else len(torch.unique(batch.target_source))
+            return flops.of(batch.segments, read) + of_reference.of(batch.segments, read) + of_output * targets
+
+        return count
+
+    def train(self, mode: bool = True) -> PolicyModel:
+        """As ever, but the reference stays as it is."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def checkpoint_names(self) -> set[str]:
+        return {name for name in super().checkpoint_names() if not name.startswith("reference.")}
+
+    def token_log_probs(self, batch: PackedBatch) -> Tensor:
+        """(N,) float32, the log-probability of every target token of a packed row, after those before it."""
+        return self._of_model(self.hf_model, batch)
+
+    @torch.no_grad()
+    def reference_log_probs(self, batch: PackedBatch) -> Tensor:
+        """(N,) float32, the same by the reference.
+
+        Raises:
+            ModelError: There is none.
+        """
+        if self.reference is not None:
+            return self._of_model(self.reference, batch)
+        if self.reference_kind != "adapter_off" or not isinstance(self.backbone, PeftModel):
+            raise ModelError("this policy has no reference")
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with self.backbone.disable_adapter():
+                return self.token_log_probs(batch)
+        finally:
+            self.backbone.train(was_training)
+
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """The language model ready to write: in eval mode, with its own attention, which knows a cache."""
+        model = self.hf_model
+        was_training, attention = model.training, model.config._attn_implementation
+        model.eval()
+        model.set_attn_implementation(self._own_attention)
+        try:
+            yield model
+        finally:
+            model.set_attn_implementation(attention)
+            model.train(was_training)
+
+    def _of_model(self, model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        if batch.target_index is None or batch.target_source is None:
+            raise ModelError("the data does not say which tokens are to be learnt: set targets='answer' of the dataset")
+        # Responses of one group begin with different tokens after the same one.
+        read, place = torch.unique(batch.target_source, return_inverse=True)
+        with self.computing(batch.input_ids.device):
+            states = packed_row(model, batch, read)[read]
+        output_layer = cast(nn.Module, model.get_output_embeddings())
+        return cast(Tensor, output_layer(states[place], chosen=batch.input_ids[0, batch.target_index]))
+
+    def logps(self, batch: PackedBatch, token_log_probs: Tensor) -> ResponseLogps:
+        """Sums over the target tokens of each response."""
+        ones = torch.ones_like(token_log_probs, dtype=torch.int64)
+        return ResponseLogps(batch.sum_over_responses(token_log_probs), batch.sum_over_responses(ones))
+
+    def forward(
+        self, batch: PackedBatch, mode: Literal["loss", "outputs"] = "loss"
+    ) -> LossOutput | tuple[Tensor, Tensor | None]:
+        """Loss and metrics of a micro-batch, summed over its groups; or log-probabilities of policy and reference.
+
+        What a strategy wraps around the model sees calls of this method only.
+        """
+        # The reference first: its activations are gone before the policy's are made.
+        runs_reference = self.reference_kind is not None and self.reference_kind != "cached"
+        reference = self.reference_log_probs(batch) if runs_reference else None
+        policy = self.token_log_probs(batch)
+        if mode == "outputs":
+            return policy, reference
+        return self._loss_of(batch, policy, reference)
+
+    def _logps_of_reference(self, batch: PackedBatch, reference: Tensor | None) -> ResponseLogps | None:
+        if self.reference_kind == "cached":
+            if batch.reference_logps is None:
+                raise ModelError("the data comes without its reference's log-probabilities: train through a recipe")
+            ones = torch.ones_like(cast(Tensor, batch.target_index))
+            return ResponseLogps(batch.reference_logps, batch.sum_over_responses(ones))
+        return None if reference is None else self.logps(batch, reference)
+
+    def _loss_of(self, batch: PackedBatch, policy: Tensor, reference: Tensor | None) -> LossOutput:
+        if self.loss is None:
+            raise ModelError("this policy has no loss: give one in the recipe to train it")
+        weights, mask = batch.group_weights, batch.response_mask
+        of_policy = self.logps(batch, policy)
+        of_reference = self._logps_of_reference(batch, reference)
+        losses = self.loss(of_policy, of_reference, mask, batch.ratings)
+        # Filler must not reach the weights even if its own loss is not finite.
+        losses = torch.where(weights > 0, losses, 0.0)
+        metrics: dict[str, Tensor] = {}
+        with torch.no_grad():
+            detached = ResponseLogps(of_policy.logps.detach(), of_policy.num_tokens)
+            for name, (values, counted) in self.loss.statistics(detached, of_reference, mask, batch.ratings).items():
+                kept = counted * weights
+                metrics[name] = torch.where(kept > 0, values * kept, 0.0).sum()
+                metrics[f"num_{name}"] = kept.sum()
+        return LossOutput(loss=(losses * weights).sum(), group_losses=losses.detach(), metrics=metrics)
+
+    def units(self, batch: PackedBatch) -> Tensor:
+        """What the loss of a batch is divided by: the number of its groups, or of their target tokens."""
+        if self.unit == "groups":
+            return batch.group_weights.sum()
+        if batch.target_slot is None:
+            return batch.group_weights.new_zeros(())
+        per_response = batch.sum_over_responses(torch.ones_like(batch.target_slot))
+        return (per_response.sum(dim=1) * batch.group_weights).sum()
+
+
+def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -> str | Mapping[str, Any] | None:
+    """What the reference is going to be; None where nothing reads one."""
+    if not (isinstance(asked, Mapping) or asked in (None, "auto", "adapter_off", "copy", "cached")):
+        raise ConfigError(
+            f"reference must be 'auto', 'adapter_off', 'copy', 'cached' or a dict that names a model, got {asked!r}"
+        )
+    needs = loss is not None and bool(getattr(loss, "needs_reference", False))
+    if not needs:
+        if asked not in (None, "auto"):
+            raise ConfigError(f"{type(loss).__name__} reads no reference: leave reference out of the model")
+        return None
+    if asked is None:
+        raise ConfigError(f"{type(loss).__name__} compares with a reference: set reference='auto' of the model")
+    if asked == "adapter_off" and not uses_lora:
+        raise ConfigError("reference='adapter_off' needs lora=dict(...): without adapters use reference='copy'")
+    if asked == "auto":
+        return "adapter_off" if uses_lora else "copy"
+    return asked
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """Of names, shapes and some values of every weight: enough to tell two models apart, at no cost."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in model.state_dict().items():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def _frozen_reference(
+    kind: str | Mapping[str, Any] | None, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedModel | None:
+    """A model of its own that is not trained, where the reference is one."""
+    if kind in (None, "adapter_off", "cached"):
+        return None
+    if kind == "copy":
+        if is_quantised(policy):
+            raise ModelError("a quantised policy is trained through adapters: its reference is 'adapter_off'")
+        reference = copy.deepcopy(policy)
+    else:
+        assert isinstance(kind, Mapping)
+        reference = build_backbone(kind, tokenizer)
+        rows, own = len(embedding_weight(reference)), len(embedding_weight(policy))
+        if reference.config.vocab_size != policy.config.vocab_size:
+            raise ModelError(
+                f"the reference embeds {rows} tokens and the policy {own}: both have to read the same tokens, so take "
+                "a reference with the policy's vocabulary"
+            )
+    return reference.requires_grad_(False).eval()
