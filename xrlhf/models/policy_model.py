@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.errors import ConfigError, ModelError
-from xrlhf.losses.policy import ResponseLogps
+from xrlhf.losses.policy import PolicyLoss, ResponseLogps
 from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.flops import MatrixFlops, matrix_flops
 from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
@@ -87,6 +87,11 @@ class PolicyModel(GroupModel):
             raise ModelError(f"a policy is trained on packed rows, and {why}: choose another device or layout")
         model = build_backbone(backbone, tokenizer)
         built = None if loss is None else build_loss(loss)
+        if built is not None and not isinstance(built, PolicyLoss):
+            raise ConfigError(
+                f"{type(built).__name__} is a loss on scores, which trains a RewardModel; a policy takes one of "
+                "xrlhf.losses.policy, such as LanguageModelLoss or DPOLoss"
+            )
         kind = _kind_of_reference(reference, built, uses_lora=lora is not None)
         # Made before adapters are added and before anything is trained.
         self_digest = _digest(model) if kind == "cached" else ""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xrlhf.data.padding import unpack
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses.objective import GroupMean
+from xrlhf.losses.policy import PolicyLoss
 from xrlhf.losses.statistics import pair_statistics
 from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
 from xrlhf.models.heads import Head, head_of_config
@@ -116,6 +117,8 @@ class RewardModel(GroupModel):
         self.head: Head = read_by
         self.head_name = head_name
         self.loss = None if loss is None else build_loss(loss)
+        if isinstance(self.loss, PolicyLoss):
+            raise ConfigError(f"{type(self.loss).__name__} trains a PolicyModel; a reward model takes a loss on scores")
         if self.loss is not None and self.head.names:
             _check_loss(self.loss, self.head)
         penalties = penalty if isinstance(penalty, (list, tuple)) else [penalty]
