@@ -17,7 +17,7 @@ from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
 
 COMMANDS = [
-    *("train", "test", "score", "eval", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset"),
+    *("train", "test", "score", "chat", "eval", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset"),
     *("log-dataset", "env", "convert pth_to_hf", "convert merge", "convert split"),
 ]
 
@@ -305,6 +305,14 @@ def test_check_dataset(
     assert "val_dataloader: 16 groups" in text
     assert f"{bad}:65: " in text
     assert f"{bad}:66: " in text
+
+
+def test_check_dataset_of_chosen_answers(capsys: pytest.CaptureFixture[str], tiny_recipe: Callable[..., Path]) -> None:
+    """A map function inside another is written, checked and dumped as any other."""
+    wrapped = "dict(type=chosen_only_map_fn, map_fn=dict(type=text_pair_map_fn, empty='keep'))"
+    extra = f"from xrlhf.data.map_fns import chosen_only_map_fn\ndataset['sources'][0]['map_fn'] = {wrapped}"
+    assert main(["check-dataset", str(tiny_recipe(extra=extra))]) == 0
+    assert "train_dataloader: 64 groups" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ids", [False, True])

@@ -61,6 +61,12 @@ def test_what_is_pinned_stays_as_it_is() -> None:
     assert pin_revisions(recipe) == (recipe.to_dict(), [])
 
 
+def test_a_map_function_inside_another_gets_no_source() -> None:
+    recipe = recipe_with(revision="e" * 40)
+    recipe.train_dataloader.dataset.sources[0].map_fn = {"type": "f.chosen_only", "map_fn": "f.g"}
+    assert pin_revisions(recipe) == (recipe.to_dict(), [])
+
+
 def test_a_commit_that_nobody_knows() -> None:
     """A tag that the cache does not have, and ModelScope, which names no commits."""
     recipe = recipe_with(revision="v2")

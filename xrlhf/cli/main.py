@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from xrlhf.cli.chat import chat
 from xrlhf.cli.check_dataset import check_dataset
 from xrlhf.cli.convert import convert
 from xrlhf.cli.copy_cfg import copy_cfg
@@ -47,6 +48,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     train,
     test,
     score,
+    chat,
     list_cfg,
     copy_cfg,
     list_dataset_formats,
@@ -74,13 +76,14 @@ def _options(
 
 
 def _with_left_out_values(arguments: Sequence[str]) -> list[str]:
-    """``--resume`` and ``--best-of`` may stand alone; the parser wants a value behind them."""
+    """``--resume``, and ``--best-of`` of ``score``, may stand alone; the parser wants a value behind them."""
     completed: list[str] = []
+    scoring = list(arguments[:1]) == ["score"]
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         completed.append(argument)
         if argument == "--resume" and not _names_a_checkpoint(following):
             completed.append(NEWEST)
-        if argument == "--best-of" and not following.isdecimal():
+        if scoring and argument == "--best-of" and not following.isdecimal():
             completed.append(ALL_RESPONSES)
     return completed
 

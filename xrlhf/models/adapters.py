@@ -121,10 +121,6 @@ def merge_adapter(
             f"without its head (modules_to_save=[{head_name!r}] keeps it)"
         )
     origin = base.config._name_or_path
-    if Path(origin).name != Path(str(config.base_model_name_or_path)).name:
-        logger.warning(
-            "the adapter %s was trained on %s and is put on %s", location, config.base_model_name_or_path, origin
-        )
     another = f"the adapter {location!r} is for another base than {origin!r} ({type(base).__name__})"
     sizes = {name: getattr(base.config, name, None) for name in _SIZES}
     _grow(base, config, weights, another)
@@ -132,7 +128,7 @@ def merge_adapter(
     plain.task_type = TaskType.CAUSAL_LM if head_name is None else TaskType.SEQ_CLS
     if head_name is not None:
         plain.modules_to_save = [*(config.modules_to_save or ()), head_name]
-    # peft warns of another name; what is to be said of it was said above.
+    # peft warns of another name; what is to be said of it is said below.
     plain.base_model_name_or_path = base.name_or_path
     # What the adapters begin with is overwritten.
     plain.init_lora_weights = True
@@ -142,6 +138,10 @@ def merge_adapter(
         raise ModelError(f"{another}: {error_line(error)}") from error
     _check_same(wrapped, weights, another)
     _check_sizes(str(config.base_model_name_or_path), sizes, another)
+    if Path(origin).name != Path(str(config.base_model_name_or_path)).name:
+        logger.warning(
+            "the adapter %s was trained on %s and is put on %s", location, config.base_model_name_or_path, origin
+        )
     set_peft_model_state_dict(wrapped, weights)
     merged = merge_adapter_of(wrapped)
     merged.config._name_or_path = merged.name_or_path = location

@@ -24,6 +24,7 @@ __all__ = [
     "load_tokenizer",
     "prepare_tokenizer",
     "read_tokenizer",
+    "set_chat_template",
     "set_ending",
     "template_with_ending",
 ]
@@ -62,11 +63,25 @@ def load_tokenizer(
         ModelError: Nothing loadable at ``path``, or an option that does not fit the tokenizer.
     """
     tokenizer = read_tokenizer(path, revision=revision, hub=hub, trust_remote_code=trust_remote_code)
-    if chat_template in TEMPLATES:
-        give_template(tokenizer, chat_template)
-    elif chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+    if chat_template is not None:
+        set_chat_template(tokenizer, chat_template)
     return prepare_tokenizer(tokenizer, ending=ending, pad_token=pad_token)
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Give a tokenizer another chat template, in place.
+
+    Args:
+        tokenizer: The tokenizer to change.
+        template: As ``chat_template`` of :func:`load_tokenizer`.
+
+    Raises:
+        ModelError: A file that cannot be read, or that holds no Jinja.
+    """
+    if template in TEMPLATES:
+        give_template(tokenizer, template)
+    else:
+        tokenizer.chat_template = _read_template(template)
 
 
 def read_tokenizer(
