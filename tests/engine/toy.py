@@ -18,7 +18,7 @@ from xrlhf.devices import CpuDevice
 from xrlhf.engine.loops import GroupTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.losses import RankingLoss
-from xrlhf.models import RewardModel, backbone_from_config
+from xrlhf.models import RewardModel, backbone_from_config, backbone_from_pretrained
 from xrlhf.structures import LossOutput, PackedBatch, TokenizedGroup, as_ids
 
 SGD_OF_1 = {"optimizer": {"type": SGD, "lr": 1.0}}
@@ -90,6 +90,17 @@ def tiny_reward_model(lora_dropout: float | None = None, **options: Any) -> Rewa
     )
     lora = None if lora_dropout is None else {"r": 2, "lora_alpha": 8, "lora_dropout": lora_dropout}
     return RewardModel(backbone, loss=RankingLoss(), lora=lora, **options)
+
+
+def quantised_reward_model(base: Path) -> RewardModel:
+    """Adapters on a Llama of 64 dimensions whose layers are held in 4 bits; ``base`` is where it is kept."""
+    torch.manual_seed(0)
+    if not base.exists():
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        backbone_from_config("llama", vocab_size=32, pad_token_id=0, **sizes).save_pretrained(base)
+    torch.manual_seed(1)
+    backbone = backbone_from_pretrained(str(base), head_init="normal", quantization={"load_in_4bit": True})
+    return RewardModel(backbone, loss=RankingLoss(), lora={"r": 4, "lora_alpha": 16})
 
 
 class ToyModel(nn.Module):

@@ -17,7 +17,7 @@ __all__ = ["test"]
 
 def test(
     config: ConfigName,
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint (iter_N.pth) or a Hugging Face directory.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint (iter_N.pth, or iter_N) or a Hugging Face directory.")],
     overrides: Overrides = None,
     cfg_options: CfgOptions = None,
     device: DeviceName = None,

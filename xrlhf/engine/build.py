@@ -18,7 +18,7 @@ from xrlhf.config.secrets import mask_secrets
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.loader import EvalLoader, StepLoader
 from xrlhf.devices import Device, find_device
-from xrlhf.engine.checkpoint import find_checkpoints, remove_leftovers
+from xrlhf.engine.checkpoint import find_checkpoints, is_sharded, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
 from xrlhf.engine.objective_check import check_attributes, check_objective, check_targets
@@ -298,7 +298,7 @@ def build_runner(
 def _check_start(work_dir: Path, resume: bool | str, load_from: str | None) -> None:
     """Refuse a start that would mix two runs, or go on from nothing, before anything is built."""
     for option, path in (("--resume", resume), ("--load-from", load_from)):
-        if isinstance(path, str) and path != "auto" and not Path(path).is_file():
+        if isinstance(path, str) and path != "auto" and not (Path(path).is_file() or is_sharded(Path(path))):
             raise CheckpointError(f"{option} {path}: there is no such checkpoint file")
     existing = find_checkpoints(work_dir)
     if existing and not resume:

@@ -13,7 +13,7 @@ from xrlhf.config.resolve import resolve
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
 from xrlhf.engine.build import build_eval_loader, build_model, build_tokenizer, section_of
-from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
+from xrlhf.engine.checkpoint import is_sharded, load_checkpoint, load_strictly
 from xrlhf.engine.objective_check import check_attributes, check_targets
 from xrlhf.engine.reference_cache import OneProcess, attach_reference
 from xrlhf.errors import ConfigError, ModelError
@@ -34,7 +34,7 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
 
     Args:
         recipe: The recipe.
-        checkpoint: An ``iter_N.pth`` trained with it, or a Hugging Face directory.
+        checkpoint: An ``iter_N.pth`` or ``iter_N`` trained with it, or a Hugging Face directory.
         device: Where to compute.
 
     Raises:
@@ -46,10 +46,11 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     if not recipe.get("val_dataloader"):
         raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
     tokenizer = build_tokenizer(recipe)
-    if Path(checkpoint).is_dir() and resolve(section_of(recipe, "model").get("type")) is PolicyModel:
+    is_directory = Path(checkpoint).is_dir() and not is_sharded(Path(checkpoint))
+    if is_directory and resolve(section_of(recipe, "model").get("type")) is PolicyModel:
         policy = _policy_of_directory(recipe, checkpoint, tokenizer)
         return _evaluate_policy(policy, build_eval_loader(recipe, tokenizer), device)
-    if Path(checkpoint).is_dir():
+    if is_directory:
         backbone = backbone_from_pretrained(checkpoint, require_head=True)
         # The loss adds its metrics; the head is the directory's own.
         model = RewardModel(

@@ -81,8 +81,13 @@ class GroupRunner(FlexibleRunner):
         self.load_or_resume()
         self._log_run()
         self.call_hook("before_run")
-        with nullcontext() if stop_request is None else stop_request.listening():
-            model = self.train_loop.run()
+        try:
+            with nullcontext() if stop_request is None else stop_request.listening():
+                model = self.train_loop.run()
+        except BaseException:
+            self.strategy.leave_saving()
+            raise
+        self.strategy.finish_saving()
         self.call_hook("after_run")
         return model
 
@@ -182,11 +187,9 @@ class GroupRunner(FlexibleRunner):
         }
 
     def save_training_state(self, path: Path, step: int) -> None:
-        """Save everything that going on after ``step`` steps needs."""
-        self.strategy.save_checkpoint(
-            str(path), extra_ckpt={"meta": {"step": step, "recipe": recipe_text(self.cfg), **self._data_order}}
-        )
-        logger.info("saved %s", path)
+        """Begin to save everything that going on after ``step`` steps needs; the strategy's to finish."""
+        meta = {"step": step, "recipe": recipe_text(self.cfg), **self._data_order}
+        self.strategy.save_checkpoint(str(path), extra_ckpt={"meta": meta}, overlap=True)
 
     def dump_config(self) -> None:
         """Write the resolved recipe into the run's directory; a recipe that lies there itself is not overwritten."""

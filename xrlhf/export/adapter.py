@@ -34,7 +34,7 @@ def export_adapter(recipe: Config, checkpoint: Path, out: Path, *, dtype: str = 
 
     Args:
         recipe: The recipe it was trained with.
-        checkpoint: An ``iter_N.pth``.
+        checkpoint: An ``iter_N.pth``, or the folder ``iter_N`` of a sharded one.
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
 

@@ -45,7 +45,7 @@ def export_checkpoint(
 
     Args:
         recipe: The recipe it was trained with.
-        checkpoint: An ``iter_N.pth``.
+        checkpoint: An ``iter_N.pth``, or the folder ``iter_N`` of a sharded one.
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from xrlhf.errors import DeviceError, MissingExtraError, ModelError, error_line
 
-__all__ = ["dequantise", "is_quantised", "keep_layout", "quantisation_config"]
+__all__ = ["dequantise", "is_quantised", "keep_layout", "quantisation_config", "quantised_modules"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -89,6 +89,15 @@ def keep_layout(model: PreTrainedModel) -> None:
 def is_quantised(model: nn.Module) -> bool:
     """Whether linear layers of ``model`` are held in 4 or 8 bits."""
     return bool(getattr(model, "is_quantized", False))
+
+
+def quantised_modules(model: nn.Module) -> list[nn.Module]:
+    """The layers of ``model`` whose weights are held in 4 or 8 bits; such a weight means nothing without its layer."""
+    return [
+        module
+        for module in model.modules()
+        if any(type(weight).__module__.startswith("bitsandbytes.") for weight in module.parameters(recurse=False))
+    ]
 
 
 def dequantise(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

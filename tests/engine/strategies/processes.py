@@ -1,4 +1,4 @@
-"""Two processes that meet on this machine, for tests of strategies."""
+"""Processes that meet on this machine, for tests of strategies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 __all__ = ["run_processes"]
 
 
-def run_processes(worker: Path, folder: Path, timeout_seconds: float = 300.0) -> None:
-    """Run ``worker`` as ranks 0 and 1 of 2, told its rank, the world size, a port and ``folder``, until both end."""
+def run_processes(worker: Path, folder: Path, timeout_seconds: float = 300.0, *, world_size: int = 2) -> None:
+    """Run ``worker`` as all ranks of ``world_size``, told its rank, their number, a port and ``folder``, to the end."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -24,17 +24,17 @@ def run_processes(worker: Path, folder: Path, timeout_seconds: float = 300.0) ->
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(rank), "2", port, str(folder)],
+            [sys.executable, str(worker), str(rank), str(world_size), port, str(folder)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(world_size)
     ]
     try:
         outputs = [process.communicate(timeout=timeout_seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(outputs)

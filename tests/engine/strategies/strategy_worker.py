@@ -1,6 +1,7 @@
 """One of several processes that train under a strategy; test_strategies starts it and reads what it writes.
 
 Arguments: rank, world size, port, folder. ``jobs.json`` in the folder lists what to train; writes ``rank_N.pt``.
+Checkpoints of every run: ``iter_N.pth``, and ``beside/``, where a file and shards were written while training went on.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +20,26 @@ from torch.optim import AdamW
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from toy import pairs, run_of, tiny_reward_model
+from toy import pairs, quantised_reward_model, run_of, tiny_reward_model
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import CpuDevice
+from xrlhf.engine import checkpoint
 from xrlhf.engine.launch import Ranks, leave_process_group, start_process_group
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 
-STEPS, SAVED_AT = 20, 10
+STEPS, SAVED_AT, THEN_AT = 20, 10, 15
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
 WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 15}
 
 
 def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train ``STEPS`` steps, or from a checkpoint to there; save half-way and at the end, and say what was seen."""
-    model = tiny_reward_model(0.0 if job["lora"] else None, layout=job["layout"])
+    if job["name"].endswith("_qlora"):
+        model = quantised_reward_model(folder / "base")
+    else:
+        model = tiny_reward_model(0.0 if job["lora"] else None, layout=job["layout"])
     work_dir = folder / job["name"]
     preset = STRATEGIES_BY_NAME[job["strategy"]]
     strategy = preset["type"](
@@ -57,9 +65,20 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         start = strategy.resume(str(folder / job["resume"]))["meta"]["step"]
     run.model.train()
     logs = steps(run, start, SAVED_AT)
-    if not job["resume"]:
-        strategy.save_checkpoint(str(work_dir / f"iter_{SAVED_AT}.pth"), extra_ckpt={"meta": {"step": SAVED_AT}})
-    logs += steps(run, max(start, SAVED_AT), STEPS)
+    for begin, end, suffix in ((SAVED_AT, THEN_AT, ""), (THEN_AT, STEPS, ".pth")):
+        meta = {"meta": {"step": begin}}
+        if job["resume"]:
+            logs += steps(run, max(start, begin), end)
+            continue
+        strategy.save_checkpoint(str(work_dir / f"iter_{begin}.pth"), extra_ckpt=meta)
+        with held_back() as let_go:
+            beside = work_dir / "beside" / f"iter_{begin}{suffix}"
+            strategy.save_checkpoint(str(beside), extra_ckpt=meta, overlap=True)
+            assert strategy.finish_saving(wait=False) is None
+            logs += steps(run, begin, end)
+            assert not beside.exists()
+            let_go.set()
+            assert strategy.finish_saving() == beside
     strategy.save_checkpoint(str(work_dir / f"iter_{STEPS}.pth"), extra_ckpt={"meta": {"step": STEPS}})
     run.model.eval()
     # 7 batches: one process has one fewer than the other.
@@ -69,6 +88,23 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     for state in strategy.gather_objects(own.state()):
         metrics.merge(state)
     return {"logs": logs, "evaluated": metrics.compute(["toy"])}
+
+
+@contextmanager
+def held_back() -> Iterator[threading.Event]:
+    """Nothing is written before the event is set."""
+    let_go, write = threading.Event(), checkpoint.write_state
+
+    def wait_and_write(*args: Any) -> Any:
+        let_go.wait()
+        return write(*args)
+
+    checkpoint.write_state = wait_and_write
+    try:
+        yield let_go
+    finally:
+        let_go.set()
+        checkpoint.write_state = write
 
 
 def steps(run: Any, start: int, stop: int) -> list[dict[str, float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch.optim import SGD, AdamW
 from toy import ToyModel, pairs, run_of, tiny_reward_model, train
 
 from xrlhf.devices import CpuDevice
-from xrlhf.engine.checkpoint import load_checkpoint, save_checkpoint
+from xrlhf.engine import checkpoint
+from xrlhf.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, verify
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.errors import CheckpointError, TrainingError
 
@@ -145,6 +148,104 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float)
     with pytest.raises(TrainingError, match=r"iter_9\.pth was not saved: 1 of 1 weights are not finite after the last"):
         one.save_checkpoint(str(tmp_path / "iter_9.pth"))
     assert not list(tmp_path.glob("iter_*"))
+
+
+@pytest.fixture
+def let_go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nothing is written before this event."""
+    event, write = threading.Event(), checkpoint.write_state
+
+    def wait_and_write(*args: Any) -> Any:
+        assert event.wait(timeout=60)
+        return write(*args)
+
+    monkeypatch.setattr(checkpoint, "write_state", wait_and_write)
+    return event
+
+
+@pytest.mark.parametrize("name", ["iter_1.pth", "iter_1"])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, let_go: threading.Event, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is saved is the state at the time of saving; it counts when it is whole."""
+    logging.getLogger("xrlhf").propagate = True
+    caplog.set_level(logging.INFO)
+    one = strategy(tmp_path)
+    train_a_step(one)
+    weight, lr = one.module.weight.item(), one.optim_wrapper.get_lr()["lr"]
+    one.save_checkpoint(str(tmp_path / name), extra_ckpt={"meta": {"step": 1}}, overlap=True)
+    train_a_step(one)
+    assert one.module.weight.item() != weight
+    assert one.finish_saving(wait=False) is None
+    assert find_checkpoints(tmp_path) == []
+    let_go.set()
+    assert one.finish_saving() == tmp_path / name
+    assert one.finish_saving() is None
+    assert verify(tmp_path / name) is None
+    state = load_checkpoint(tmp_path / name)
+    assert state["state_dict"]["weight"].item() == weight
+    assert state["optimizer"]["state"][0]["step"].item() == 1.0
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == lr
+    assert state["param_schedulers"][0]["last_step"] == 1
+    assert f"saved {tmp_path / name}: written in " in caplog.text
+    other = strategy(tmp_path)
+    other.resume(str(tmp_path / name))
+    train_a_step(other)
+    assert torch.equal(other.module.weight, one.module.weight)
+
+
+def train_a_step(one: SingleStrategy) -> None:
+    one.backward(one.model.weight.sum())
+    one.step()
+    for scheduler in one.param_schedulers:
+        scheduler.step()
+
+
+def test_one_checkpoint_is_written_at_a_time(tmp_path: Path, let_go: threading.Event) -> None:
+    one = strategy(tmp_path)
+    one.save_checkpoint(str(tmp_path / "iter_1.pth"), overlap=True)
+    threading.Timer(0.1, let_go.set).start()
+    one.save_checkpoint(str(tmp_path / "iter_2.pth"), overlap=True)
+    assert verify(tmp_path / "iter_1.pth") is None
+    assert one.finish_saving() == tmp_path / "iter_2.pth"
+
+
+@pytest.mark.parametrize("name", ["iter_1.pth", "iter_1"])
+@pytest.mark.parametrize("finish", [lambda one: one.finish_saving(), lambda one: one.save_checkpoint("iter_2.pth")])
+def test_an_error_of_the_thread_is_an_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[SingleStrategy], Any]
+) -> None:
+    def fail(state: Any, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_state", fail)
+    one = strategy(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    one.save_checkpoint(str(tmp_path / name), overlap=True)
+    with pytest.raises(CheckpointError, match=rf"/{name} could not be written \(\[Errno 28\] No space left on dev"):
+        finish(one)
+    assert sorted(tmp_path.iterdir()) == before
+    assert one.finish_saving() is None
+
+
+@pytest.mark.parametrize("name", ["iter_1.pth", "iter_1"])
+def test_an_end_by_an_error_waits_for_what_is_being_written(tmp_path: Path, let_go: threading.Event, name: str) -> None:
+    one = strategy(tmp_path)
+    one.leave_saving()
+    one.save_checkpoint(str(tmp_path / name), overlap=True)
+    threading.Timer(0.1, let_go.set).start()
+    one.leave_saving()
+    assert verify(tmp_path / name) is None
+
+
+def test_of_two_errors_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written must not hide why the run ends."""
+    monkeypatch.setattr(checkpoint, "write_state", lambda *args: (_ for _ in ()).throw(OSError(28, "No space")))
+    one = strategy(tmp_path)
+    one.save_checkpoint(str(tmp_path / "iter_1.pth"), overlap=True)
+    one.leave_saving()
+    assert find_checkpoints(tmp_path) == []
 
 
 def test_one_process_is_all_there_is(tmp_path: Path) -> None:

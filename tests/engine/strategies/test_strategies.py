@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
-from strategy_worker import SAVED_AT, STEPS, train_under
+from strategy_worker import SAVED_AT, STEPS, THEN_AT, train_under
+
+from xrlhf.engine.checkpoint import load_checkpoint, verify
+from xrlhf.engine.shares import SharedTensors
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,14 @@ def job(name: str, strategy: str, options: dict[str, Any], *, resume: str = "") 
     }
 
 
+FROM = dict(zip(STRATEGIES, [*list(STRATEGIES)[3:], *list(STRATEGIES)[:3]], strict=True))
+"""Whose shards each strategy goes on from: another's."""
+
+
+def shards_of(name: str) -> str:
+    return f"{name}/beside/iter_{SAVED_AT}"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of all checkpoints, and what process 0 saw of every job."""
@@ -55,6 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         if name in PADDED:
             jobs.append(job(f"{name}_padded", strategy, options))
         jobs.append(job(f"one_to_{name}", strategy, options, resume=f"one/iter_{SAVED_AT}.pth"))
+    for name, (strategy, options) in STRATEGIES.items():
+        jobs.append(job(f"shards_to_{name}", strategy, options, resume=shards_of(FROM[name])))
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     run_processes(Path(__file__).with_name("strategy_worker.py"), folder)
     found = [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -119,3 +132,89 @@ def test_one_process_goes_on_from_the_strategy(trained: tuple[Path, dict[str, An
     resumed = train_under(job(f"{name}_to_one", "single", {}, resume=f"{name}/iter_{SAVED_AT}.pth"), folder)
     assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
     assert_same_weights(folder, f"{name}_to_one", "one")
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states are the same to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, (dict, SharedTensors)):
+        return set(one) == set(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("adapters", ["", "_lora"])
+@pytest.mark.parametrize("name", ["one", *STRATEGIES])
+def test_what_was_written_beside_training_is_what_was_there_when_it_was_saved(
+    trained: tuple[Path, dict[str, Any]], name: str, adapters: str
+) -> None:
+    """Shards and a file, held back for five steps, equal the file for which training waited."""
+    run = trained[0] / f"{name}{adapters}"
+    for step, beside in ((SAVED_AT, f"iter_{SAVED_AT}"), (THEN_AT, f"iter_{THEN_AT}.pth")):
+        assert verify(run / "beside" / beside) is None
+        expected, found = load_checkpoint(run / f"iter_{step}.pth"), load_checkpoint(run / "beside" / beside)
+        assert set(found) == set(expected) == {"state_dict", "optimizer", "param_schedulers", "meta"}
+        for part in expected:
+            assert equal(found[part], expected[part]), part
+        assert len(found["optimizer"]["state"]) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ddp"])
+def test_no_process_writes_another_s_share(trained: tuple[Path, dict[str, Any]], name: str) -> None:
+    """Of weights and moments in float32, 12 bytes a weight, each of two files holds half."""
+    shards = sorted((trained[0] / shards_of(name)).glob("shard_*"))
+    assert [file.name for file in shards] == ["shard_00000_of_00002.pth", "shard_00001_of_00002.pth"]
+    state = load_checkpoint(trained[0] / name / f"iter_{SAVED_AT}.pth")
+    total = 12 * sum(value.numel() for value in state["state_dict"].values())
+    for file in shards:
+        assert pieces(torch.load(file)) == pytest.approx(total / 2, rel=0.02)
+
+
+def pieces(value: Any) -> int:
+    """Bytes of the tensors in a shard."""
+    if isinstance(value, torch.Tensor):
+        assert value.untyped_storage().nbytes() == value.nbytes
+        return value.nbytes
+    if isinstance(value, (dict, list, tuple)):
+        return sum(pieces(item) for item in (value.values() if isinstance(value, dict) else value))
+    return 0
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_goes_on_from_the_shards_of_another(trained: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, found = trained
+    assert_same_logs(found[f"shards_to_{name}"]["logs"], found["one"]["logs"][SAVED_AT:])
+    assert_same_weights(folder, f"shards_to_{name}", "one")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_one_process_goes_on_from_shards(trained: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, found = trained
+    resumed = train_under(job(f"{name}_shards_to_one", "single", {}, resume=shards_of(name)), folder)
+    assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
+    assert_same_weights(folder, f"{name}_shards_to_one", "one")
+
+
+def test_three_processes_go_on_from_two_and_one_from_three(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Where tensors are cut elsewhere than they were saved, and sizes do not divide by three."""
+    folder, found = trained
+    others = {"fsdp": "zero3", "zero3": "fsdp", "zero1": "fsdp", "ddp": "zero3_offload"}
+    jobs = [job(f"two_to_three_{name}", *STRATEGIES[name], resume=shards_of(other)) for name, other in others.items()]
+    jobs += [job(f"three_{name}", *STRATEGIES[name]) for name in ("fsdp", "zero3")]
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    run_processes(Path(__file__).with_name("strategy_worker.py"), folder, world_size=3)
+    seen = torch.load(folder / "rank_0.pt", weights_only=False)
+    for name in others:
+        assert_same_logs(seen[f"two_to_three_{name}"]["logs"], found["one"]["logs"][SAVED_AT:])
+        assert_same_weights(folder, f"two_to_three_{name}", "one")
+    for name in ("fsdp", "zero3"):
+        assert equal(
+            load_checkpoint(folder / shards_of(f"three_{name}"))["optimizer"],
+            load_checkpoint(folder / f"three_{name}" / f"iter_{SAVED_AT}.pth")["optimizer"],
+        )
+        again = f"three_{name}_to_one"
+        resumed = train_under(job(again, "single", {}, resume=shards_of(f"three_{name}")), folder)
+        assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
+        assert_same_weights(folder, again, "one")

@@ -42,5 +42,8 @@ class DDPStrategy(DistributedStrategy):
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.model.no_sync()  # type: ignore[operator]
 
-    def full_weights(self, names: set[str]) -> dict[str, Tensor]:
-        return super().full_weights(names) if self.rank == 0 else {}
+    def full_weights(self, names: set[str], *, copied: bool = False) -> dict[str, Tensor]:
+        return super().full_weights(names, copied=copied) if self.rank == 0 else {}
+
+    def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
+        return super().full_optimizer_state(copied=copied) if self.rank == 0 else {}

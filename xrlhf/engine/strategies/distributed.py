@@ -41,10 +41,13 @@ class DistributedStrategy(SingleStrategy):
                 action()
             except Exception as caught:
                 error = caught
-        failure = [None if error is None else (isinstance(error, UserError), str(error))]
-        dist.broadcast_object_list(failure, src=0)
+        self.raise_together(error)
+
+    def raise_together(self, error: BaseException | None) -> None:
+        failures = self.gather_objects(None if error is None else (isinstance(error, UserError), str(error)))
         if error is not None:
             raise error
-        if failure[0] is not None:
-            can_be_mended, message = failure[0]
-            raise CheckpointError(message) if can_be_mended else TrainingError(message)
+        for failure in failures:
+            if failure is not None:
+                can_be_mended, message = failure
+                raise CheckpointError(message) if can_be_mended else TrainingError(message)

@@ -6,6 +6,7 @@ Zhao et al., PyTorch FSDP, arXiv 2304.11277; the per-parameter form is ``torch.d
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from xrlhf.engine.checkpoint import check_tensors
+from xrlhf.engine.shares import Share, part_of, shape_of
 from xrlhf.engine.strategies.distributed import DistributedStrategy
+from xrlhf.errors import TrainingError
 from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import decoder_layers
+from xrlhf.models.quantised import quantised_modules
 from xrlhf.registry import STRATEGIES
 
 __all__ = ["FSDPStrategy"]
@@ -28,6 +32,8 @@ __all__ = ["FSDPStrategy"]
 @STRATEGIES.register_module()
 class FSDPStrategy(DistributedStrategy):
     """Weights, gradients and optimizer state are split over the processes; a layer is whole only while it computes.
+
+    Weights held in 4 or 8 bits stay whole on every process: what belongs to them cannot be cut where they would be.
 
     Args:
         half_precision: Send and compute the layers in the model's ``precision`` rather than in float32: half the
@@ -58,8 +64,12 @@ class FSDPStrategy(DistributedStrategy):
         warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         offload = CPUOffloadPolicy() if self.cpu_offload and self.device.type != "cpu" else OffloadPolicy()
+        quantised = quantised_modules(model)
+        for module in quantised:
+            module.to(self.device.torch_device)
         options: dict[str, Any] = {
             "mesh": mesh,
+            "ignored_params": {weight for module in quantised for weight in module.parameters(recurse=False)},
             "reshard_after_forward": self.reshard_after_forward,
             "offload_policy": offload,
         }
@@ -82,48 +92,62 @@ class FSDPStrategy(DistributedStrategy):
         norm = super().clip_gradients()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def full_weights(self, names: set[str]) -> dict[str, Tensor]:
+    def full_weights(self, names: set[str], *, copied: bool = False) -> dict[str, Tensor]:
         whole = {name: _whole(value) for name, value in self.module.state_dict().items() if name in names}
         return whole if self.rank == 0 else {}
 
-    def full_optimizer_state(self) -> dict[str, Any]:
+    def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
         state = self.optim_wrapper.state_dict()
         # One after the other, so that the device never holds more than one whole tensor.
         whole = {
             index: {name: _whole(value) if isinstance(value, Tensor) else value for name, value in values.items()}
             for index, values in state["state"].items()
         }
-        return {**state, "state": whole if self.rank == 0 else {}}
+        rest = {name: part for name, part in state.items() if name != "state"}
+        return {**copy.deepcopy(rest), "state": whole if self.rank == 0 else {}}
+
+    def _share(self, value: Tensor) -> Share:
+        if not isinstance(value, DTensor):
+            return super()._share(value)
+        start, local = _local(value)
+        return Share(tuple(value.shape), ((start, local.reshape(-1)),))
 
     def load_full_weights(self, weights: Mapping[str, Tensor], filename: str) -> None:
         own = self.module.state_dict()
         check_tensors(own, weights, self.module.checkpoint_names(), filename)  # type: ignore[operator]
-        self.module.load_state_dict({name: _like(own[name], value) for name, value in weights.items()}, strict=False)
+        with torch.no_grad():
+            for name in weights:
+                if isinstance(own[name], DTensor):
+                    _, local = _local(own[name])
+                    local.copy_(_local_of(own[name], weights, name))
+                else:
+                    own[name].copy_(weights[name])
 
-    def load_full_optimizer_state(self, state: dict[str, Any]) -> None:
-        parameters = [p for group in self.optim_wrapper.param_groups for p in group["params"]]
-        shared = {
-            index: {
-                name: _like(parameters[index], value)
-                if isinstance(value, Tensor) and value.shape == parameters[index].shape
-                else value
-                for name, value in values.items()
-            }
-            for index, values in state["state"].items()
-        }
-        super().load_full_optimizer_state({**state, "state": shared})
+    def _own_state(self, parameter: nn.Parameter, values: Mapping[str, Any], name: str) -> Any:
+        if not isinstance(parameter, DTensor) or shape_of(values, name) != parameter.shape:
+            return super()._own_state(parameter, values, name)
+        found = _local_of(parameter, values, name)
+        own = torch.empty_like(parameter.detach(), dtype=found.dtype)
+        _local(own)[1].copy_(found)
+        return own
 
 
 def _whole(value: Tensor) -> Tensor:
+    """A tensor in memory of its own on the CPU, put together from what the processes hold of it."""
     value = value.detach()
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).to("cpu", copy=True)
 
 
-def _like(pattern: Tensor, value: Tensor) -> Tensor:
-    """This process's share of ``value``, which every process holds, where ``pattern`` is shared."""
-    if not isinstance(pattern, DTensor):
-        return value
-    # No process needs another's copy: each has read the same file.
-    return distribute_tensor(
-        value.to(pattern.device_mesh.device_type), pattern.device_mesh, pattern.placements, src_data_rank=None
-    )
+def _local(value: Any) -> tuple[int, Tensor]:
+    """Where this process's rows begin among the elements of the whole, and these rows, in place."""
+    if value.placements != (Shard(0),):
+        raise TrainingError(f"a tensor is split by {value.placements}, and only rows of it can be saved and loaded")
+    rows, mesh = value.shape[0], value.device_mesh
+    first = min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
+    return first * (value.numel() // max(1, rows)), value.detach().to_local()
+
+
+def _local_of(pattern: DTensor, values: Mapping[str, Any], name: str) -> Tensor:
+    """This process's rows of a saved tensor, which is split as ``pattern`` is."""
+    start, local = _local(pattern)
+    return part_of(values, name, start, local.numel()).view(local.shape)

@@ -7,6 +7,7 @@ tensors by name, which any other strategy reads, and never DeepSpeed's pickles.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xrlhf.engine.checkpoint import check_tensors
+from xrlhf.engine.shares import Share, part_of, shape_of
 from xrlhf.engine.strategies.distributed import DistributedStrategy
 from xrlhf.errors import ConfigError
 from xrlhf.registry import STRATEGIES
@@ -144,9 +146,16 @@ class ZeROStrategy(DistributedStrategy):
                     inside, outside = own.lp_fragment_address, own.hp_fragment_address
                     yield _Piece(parameter, inside.start, inside.numel, flat, outside.start)
 
-    def full_weights(self, names: set[str]) -> dict[str, Tensor]:
+    def _share(self, value: Any) -> Share:
+        if not hasattr(value, "ds_tensor"):
+            return super()._share(value)
+        size, total = value.partition_numel(), value.ds_numel
+        start = min(total, self.rank * size)
+        return Share(tuple(value.ds_shape), ((start, value.ds_tensor.detach()[: min(size, total - start)]),))
+
+    def full_weights(self, names: set[str], *, copied: bool = False) -> dict[str, Tensor]:
         if self.stage < 3:
-            return super().full_weights(names) if self.rank == 0 else {}
+            return super().full_weights(names, copied=copied) if self.rank == 0 else {}
         weights = {}
         # Values of the wrong size stand for parameters that are split; buffers are whole.
         for name, value in self.module.state_dict(keep_vars=True).items():
@@ -164,9 +173,10 @@ class ZeROStrategy(DistributedStrategy):
             state = self.module.state_dict(keep_vars=True)
             shapes = {name: torch.empty(_shape(value), device="meta") for name, value in state.items()}
             check_tensors(shapes, weights, self.module.checkpoint_names(), filename)  # type: ignore[operator]
-            for name, value in weights.items():
+            for name in weights:
                 with self._gathered(state[name], writing=True), torch.no_grad():
-                    state[name].copy_(value)
+                    if self.rank == 0 or not hasattr(state[name], "ds_id"):
+                        state[name].copy_(weights[name])
         self._zero_optimizer.refresh_fp32_params()
 
     def _gathered(self, value: Tensor, *, writing: bool) -> contextlib.AbstractContextManager[None]:
@@ -177,23 +187,46 @@ class ZeROStrategy(DistributedStrategy):
 
         return deepspeed.zero.GatheredParameters([value], modifier_rank=0 if writing else None)
 
-    def full_optimizer_state(self) -> dict[str, Any]:
-        optimizer = self.optim_wrapper.optimizer
+    def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
+        state = {
+            index: {name: self._whole(parameter, name, pieces) for name in self._state_names()}
+            for index, (parameter, pieces) in enumerate(self._pieces_of_parameters())
+        }
+        return {"state": state if self.rank == 0 else {}, "param_groups": self._options_of_groups()}
+
+    def optimizer_shares(self) -> dict[str, Any]:
+        state = {
+            index: {name: self._own(parameter, name, pieces) for name in self._state_names()}
+            for index, (parameter, pieces) in enumerate(self._pieces_of_parameters())
+        }
+        return {"state": state, "param_groups": self._options_of_groups()}
+
+    def _pieces_of_parameters(self) -> Iterator[tuple[nn.Parameter, list[_Piece]]]:
+        """What is trained, in the order in which the optimizer got it, and what this process owns of each."""
         pieces: dict[int, list[_Piece]] = {}
         for piece in self._pieces():
             pieces.setdefault(id(piece.parameter), []).append(piece)
-        names = list(next(iter(optimizer.state.values()), {}))
-        state: dict[int, dict[str, Any]] = {}
-        for index, parameter in enumerate(self._parameters):
-            values = {name: self._whole(parameter, name, pieces.get(id(parameter), [])) for name in names}
-            if values and self.rank == 0:
-                state[index] = values
+        for parameter in self._parameters:
+            yield parameter, pieces.get(id(parameter), [])
+
+    def _state_names(self) -> list[str]:
+        return list(next(iter(self.optim_wrapper.optimizer.state.values()), {}))
+
+    def _options_of_groups(self) -> list[dict[str, Any]]:
         groups, start = [], 0
-        for options, members in zip(optimizer.param_groups, self._groups, strict=True):
+        for options, members in zip(self.optim_wrapper.optimizer.param_groups, self._groups, strict=True):
             stop = start + len(members)
-            groups.append({**options, "params": list(range(start, stop))})
+            groups.append({**copy.deepcopy(_without(options, "params")), "params": list(range(start, stop))})
             start = stop
-        return {"state": state, "param_groups": groups}
+        return groups
+
+    def _own(self, parameter: nn.Parameter, name: str, pieces: list[_Piece]) -> Any:
+        """One state of the optimizer for one parameter: this process's share of it, or what is one for all."""
+        states = self.optim_wrapper.optimizer.state
+        if not _goes_by_element(next(iter(states.items())), name):
+            return next(iter(states.values()))[name]
+        own = [(p.start, states[p.flat][name].narrow(0, p.flat_start, p.numel)) for p in pieces]
+        return Share(tuple(_shape(parameter)), tuple(own))
 
     def _whole(self, parameter: nn.Parameter, name: str, pieces: list[_Piece]) -> Any:
         """One state of the optimizer for one parameter, put together from what the processes own of it."""
@@ -216,20 +249,25 @@ class ZeROStrategy(DistributedStrategy):
         optimizer.state.clear()
         for piece in self._pieces():
             own = optimizer.state[piece.flat]
-            for name, value in saved[id(piece.parameter)].items():
-                if not isinstance(value, Tensor) or value.shape != _shape(piece.parameter):
-                    own[name] = value
+            values = saved[id(piece.parameter)]
+            for name in values:
+                if shape_of(values, name) != _shape(piece.parameter):
+                    own[name] = values[name].clone() if isinstance(values[name], Tensor) else values[name]
                     continue
                 flat = own.setdefault(name, torch.zeros_like(piece.flat))
-                part = value.flatten().narrow(0, piece.start, piece.numel)
+                part = part_of(values, name, piece.start, piece.numel)
                 flat.narrow(0, piece.flat_start, piece.numel).copy_(part)
         for options, given in zip(optimizer.param_groups, state["param_groups"], strict=True):
-            options.update({name: value for name, value in given.items() if name != "params"})
+            options.update(_without(given, "params"))
 
 
 def _shape(value: Tensor) -> torch.Size:
     """The shape of the whole, also where this process holds a part."""
     return getattr(value, "ds_shape", value.shape)
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
 
 
 def _goes_by_element(state_of_flat: tuple[Tensor, dict[str, Any]], name: str) -> bool:
