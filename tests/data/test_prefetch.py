@@ -46,3 +46,19 @@ def test_failures_come_where_the_item_would() -> None:
     assert next(taken) == 1
     with pytest.raises(ValueError, match="the second cannot be made"):
         next(taken)
+
+
+def test_leaving_early_waits_for_nothing() -> None:
+    """The thread may be at work on an item when nobody wants it any more."""
+    goes_on = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        goes_on.wait(30)
+        yield 1
+
+    taken = prefetch(items(), ahead=1)
+    assert next(taken) == 0
+    taken.close()  # type: ignore[attr-defined]
+    assert not goes_on.is_set()
+    goes_on.set()

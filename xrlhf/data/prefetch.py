@@ -23,8 +23,13 @@ def prefetch(items: Iterable[T], *, ahead: int = 2) -> Iterator[T]:
         ahead: Items that may lie ready, at least 1.
     """
     iterator = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="xrlhf-prefetch") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="xrlhf-prefetch")
+    try:
         ready = deque(pool.submit(next, iterator, cast(Any, _END)) for _ in range(ahead))
         while (item := ready.popleft().result()) is not _END:
             ready.append(pool.submit(next, iterator, cast(Any, _END)))
             yield item
+    finally:
+        # Nobody waits for the thread here: a run that failed may leave this to the garbage collector, which may come
+        # while another thread is being started, and the two would wait for each other's locks for ever.
+        pool.shutdown(wait=False, cancel_futures=True)
