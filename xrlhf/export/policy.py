@@ -9,11 +9,10 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xrlhf.data.encoding import closing_text
-from xrlhf.errors import ModelError
 from xrlhf.export.directory import check_new_directory
 from xrlhf.export.model_files import state_in, written_model
 from xrlhf.models.adapters import merge_adapter_of
+from xrlhf.models.generation import stop_ids
 from xrlhf.models.policy_model import PolicyModel
 
 __all__ = ["merged_policy", "save_policy", "write_policy"]
@@ -59,24 +58,10 @@ def write_policy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str, max_shard_size: str
 ) -> None:
     """Write a plain ``...ForCausalLM`` model as :func:`save_policy` does."""
-    ends = ends_of_answer(tokenizer)
+    ends = stop_ids(model, tokenizer)
     generation = model.generation_config
-    generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    generation.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
     generation.pad_token_id = tokenizer.pad_token_id
     state = state_in(dtype, model.state_dict())
     with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size):
         pass
-
-
-def ends_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokens that end an answer, the end of text first."""
-    ends = [] if tokenizer.eos_token_id is None else [cast(int, tokenizer.eos_token_id)]
-    if tokenizer.chat_template is None:
-        return ends
-    try:
-        closing = tokenizer(closing_text(tokenizer), add_special_tokens=False)["input_ids"]
-    except ModelError:
-        return ends
-    special = set(tokenizer.added_tokens_decoder)
-    first = next((token for token in closing if token in special), None)
-    return ends if first is None or first in ends else [*ends, first]

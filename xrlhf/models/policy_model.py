@@ -22,6 +22,7 @@ from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
 from xrlhf.models.hidden_states import packed_row
 from xrlhf.models.loading import torch_dtype
 from xrlhf.models.output_layer import choosing_output_layer
+from xrlhf.models.probe import choose_layout
 from xrlhf.models.quantised import is_quantised
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import MODELS
@@ -102,7 +103,8 @@ class PolicyModel(GroupModel):
         # While the models have their own attention, which reads a plain sequence.
         output_layer = choosing_output_layer(model, products)
         if frozen is not None:
-            choosing_output_layer(frozen, products)
+            # Like the policy it reads packed rows, with a shorter last layer.
+            choose_layout(frozen, choosing_output_layer(frozen, products), layout="packed")
         super().__init__(
             model,
             output_layer,

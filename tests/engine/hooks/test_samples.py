@@ -36,7 +36,7 @@ def run(work_dir: Path, *options: str, name: str = "tiny_sft_cpu") -> Any:
 @pytest.mark.usefixtures("package_logger")
 def test_samples_are_written_and_training_is_left_alone(tmp_path: Path) -> None:
     hook = (
-        "custom_hooks=[{'type': 'SampleHook', 'interval': 2, 'prompts': ['What is a verb?', 'Hello'], "
+        "custom_hooks=[{'type': 'xrlhf.engine.hooks.SampleHook', 'interval': 2, 'prompts': ['What is a verb?', 'Hello'], "
         "'sampling': {'max_new_tokens': 5}}]"
     )
     with_hook = run(tmp_path / "with", hook)
@@ -53,7 +53,7 @@ def test_samples_are_written_and_training_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_reward_model_writes_no_answers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SampleHook: a RewardModel writes no answers"):
-        run(tmp_path, "custom_hooks=[{'type': 'SampleHook', 'prompts': ['Hello']}]", name="tiny_reward_cpu")
+        run(tmp_path, "custom_hooks=[{'type': 'xrlhf.engine.hooks.SampleHook', 'prompts': ['Hello']}]", name="tiny_reward_cpu")
 
 
 @pytest.mark.parametrize(
