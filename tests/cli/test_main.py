@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from xrlhf.cli import main as main_module
 from xrlhf.cli import train as train_module
 from xrlhf.cli.main import _with_left_out_values, app, main
 from xrlhf.cli.train import NEWEST
+from xrlhf.engine.stopping import StopRequest
 from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
 
@@ -177,19 +181,25 @@ def test_an_error_of_our_own_shows_its_traceback(monkeypatch: pytest.MonkeyPatch
         main(["env"])
 
 
-@pytest.mark.parametrize(("rank", "line", "waits"), [("0", "error: x\n", []), ("3", "[process 3] error: x\n", [5.0])])
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"])
+@pytest.mark.parametrize(("rank", "line", "waits"), [("0", "error: x\n", []), ("3", "[process 3] error: x\n", [2])])
 def test_the_first_process_speaks_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, line: str, waits: list[float]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    rank: str,
+    line: str,
+    waits: list[int],
 ) -> None:
     """Its launcher ends the others while they wait, so that an error they all meet is printed once."""
 
     def fail(**kwargs: Any) -> None:
         raise CheckpointError("x")
 
-    waited: list[float] = []
-    monkeypatch.setenv("RANK", rank)
+    waited: list[int] = []
+    monkeypatch.setenv(variable, rank)
     monkeypatch.setattr(main_module, "app", fail)
-    monkeypatch.setattr(main_module.time, "sleep", waited.append)
+    monkeypatch.setattr(main_module, "linger", waited.append)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == line
     assert waited == waits
@@ -367,7 +377,7 @@ def test_a_dry_run_of_several_processes_starts_none(
     assert text.count("nothing was trained") == 1
 
 
-# ---------------------------------------------------------------- Ctrl-C
+# ---------------------------------------------------------------- Ctrl-C, and signals of a cluster
 
 
 class Interrupted:
@@ -378,8 +388,22 @@ class Interrupted:
     def __init__(self, work_dir: Path) -> None:
         self.work_dir = str(work_dir)
 
-    def train(self) -> None:
+    was_stopped = False
+
+    def train(self, stop_request: StopRequest) -> None:
         raise KeyboardInterrupt
+
+
+class Stopped(Interrupted):
+    """A run that was sent a signal in its seventh step, and saved."""
+
+    was_stopped = True
+    strategy = SimpleNamespace(barrier=lambda: None)
+
+    def train(self, stop_request: StopRequest) -> None:
+        with stop_request.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        (Path(self.work_dir) / "iter_7.pth").touch()
 
 
 @pytest.mark.parametrize(
@@ -400,6 +424,17 @@ def test_ctrl_c_says_how_to_go_on(
     assert main(["train", str(tiny_recipe())]) == 130
     assert capsys.readouterr().err == f"interrupted at step 8 of 20: {advice}\n"
     assert train_module.INTERRUPTED == 130
+
+
+def test_a_signal_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+    tiny_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("xrlhf.engine.build.build_runner", lambda recipe, **options: Stopped(tmp_path))
+    assert main(["train", str(tiny_recipe())]) == 75
+    assert capsys.readouterr().err == "stopped by SIGTERM at step 7 of 20: go on from iter_7.pth with --resume\n"
 
 
 def test_ctrl_c_before_the_first_step(

@@ -233,6 +233,8 @@ rank, what = os.environ["RANK"], sys.argv[1]
 print(f"rank {rank} of {os.environ['WORLD_SIZE']}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
 while rank == "1" and what in ("status", "killed") and not os.path.exists("started_0"):
     time.sleep(0.01)
+if what == "saved":
+    sys.exit(75)
 if what == "status" and rank == "1":
     sys.exit(7)
 if what == "killed" and rank == "1":
@@ -268,6 +270,7 @@ def clean_environment() -> dict[str, str]:
     ("what", "status", "said"),
     [
         ("fine", 0, ""),
+        ("saved", 75, ""),
         ("status", 7, "process 1 ended with status 7; all were stopped"),
         ("killed", 1, "process 1 was ended by SIGKILL; all were stopped"),
     ],
@@ -285,7 +288,7 @@ def test_the_status_of_the_first_that_fails_is_passed_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_stopping_the_parent_stops_all(tmp_path: Path, driver: list[str], sent: signal.Signals) -> None:
     parent = subprocess.Popen(
         [*driver, "wait"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -106,11 +107,21 @@ def test_a_port_that_is_in_use(pair_run: Callable[[str], PairRun]) -> None:
     assert started.said().count("\n") == 1, started.said()
 
 
+def has_started_processes(parent: int) -> bool:
+    """Whether a child of ``parent`` is a process of the run, which its environment says."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) == parent and b"\0RANK=" in (folder / "environ").read_bytes():
+                return True
+    return False
+
+
 def test_stopped_before_the_first_step(pair_run: Callable[[str], PairRun]) -> None:
     """Nothing is there to save: the signal ends the processes as signals do."""
     run = pair_run("run")
     started = run.pair()
-    time.sleep(4)
+    wait_until(lambda: has_started_processes(started.process.pid), "the first process")
     started.process.send_signal(signal.SIGTERM)
     assert started.end() == 128 + signal.SIGTERM
     assert "Traceback" not in started.said()

@@ -17,7 +17,8 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 echo "installing ${packages[*]}"
 log=$(mktemp)
-if ! { apt-get -q update && apt-get -q install --yes --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+apt=(timeout 600 apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=30)
+if ! { "${apt[@]}" update && "${apt[@]}" install --yes --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
     echo "apt-get could not install ${packages[*]}: $(tail -n 1 "$log"); tests that need them are skipped"
 fi
 rm -f "$log"
