@@ -112,7 +112,7 @@ def run(recipe: str, work_dir: Path, kills: int, seed: int, processes: int, opti
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 6 and "zero" in " ".join(sys.argv[6:]):
+    if "zero" in Path(sys.argv[1]).read_text(encoding="utf-8"):
         os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed  # noqa: F401
     sys.exit(run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6:]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from xrlhf.cli.main import main
 from xrlhf.engine.checkpoint import find_checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -114,6 +115,40 @@ def test_a_full_disk(tiny_recipe: Callable[..., Path], xrlhf: Callable[..., Any]
         f"error: checkpoint {tmp_path / 'full' / 'iter_5.pth'} could not be written ([Errno 27] File too large); "
     )
     assert not list((tmp_path / "full").glob("iter_*"))
+
+
+def test_a_full_disk_under_the_shards_of_two_processes(
+    tiny_recipe: Callable[..., Path],
+    xrlhf: Callable[..., Any],
+    tmp_path: Path,
+    package_logger: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both write while training goes on; both learn of it, one speaks, and the checkpoint before stays."""
+    recipe = tiny_recipe(validate=False, extra='default_hooks["checkpoint"] = dict(interval=5, sharded=True)')
+    options = ["--strategy", "fsdp", "default_hooks.curves=None", "default_hooks.throughput=None"]
+    first = xrlhf("train", recipe, *options, "train_cfg.max_steps=5", environment={"NPROC_PER_NODE": "2"})
+    assert first.returncode == 0, first.stderr
+    shards = (tmp_path / "tiny" / "iter_5").glob("shard_*")
+    limit = min(file.stat().st_size for file in shards) - 1
+    result = xrlhf(
+        *("train", recipe, *options, "--resume"),
+        environment={"NPROC_PER_NODE": "2"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert re.match(
+        rf"error: checkpoint {tmp_path}/tiny/iter_10 could not be written \(\[Errno 27\] File too large\); ",
+        result.stderr,
+    )
+    assert [item.path.name for item in find_checkpoints(tmp_path / "tiny")] == ["iter_5"]
+    assert not list((tmp_path / "tiny").glob("*.tmp"))
+    # One process reads what two have written.
+    saved = str(tmp_path / "tiny" / "iter_5")
+    assert main(["convert", "pth_to_hf", str(recipe), saved, str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+    assert main(["test", str(tiny_recipe()), "--checkpoint", saved]) == 0
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_a_crash(crashing: Callable[[int], Path], xrlhf: Callable[..., Any], with_folder: dict[str, str]) -> None:

@@ -27,7 +27,9 @@ def _convert() -> None:
 @convert.command("pth_to_hf")
 def pth_to_hf(
     config: ConfigName,
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Such as work_dirs/NAME/iter_500.pth.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Such as work_dirs/NAME/iter_500.pth, or iter_500.")
+    ],
     out: Out,
     dtype: Dtype = "float32",
     max_shard_size: ShardSize = "5GB",

@@ -31,6 +31,8 @@ from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 
 STEPS, SAVED_AT, THEN_AT = 20, 10, 15
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
+SLOW_ADAMW = {**ADAMW, "optimizer": {"type": AdamW, "lr": 1e-3, "weight_decay": 0.1}}
+"""For the larger model, whose loss would begin to jump, so that differences of rounding would grow."""
 WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 15}
 
 
@@ -57,7 +59,7 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         max_steps=STEPS,
         token_budget=40,
         strategy=strategy,
-        optim_wrapper=ADAMW,
+        optim_wrapper=SLOW_ADAMW if job["name"].endswith("_qlora") else ADAMW,
         param_scheduler=[WARM_UP],
     )
     start = 0
@@ -76,7 +78,8 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             strategy.save_checkpoint(str(beside), extra_ckpt=meta, overlap=True)
             assert strategy.finish_saving(wait=False) is None
             logs += steps(run, begin, end)
-            assert not beside.exists()
+            # Another process may be ahead by now, and this one sees what it has written.
+            assert strategy.rank or not beside.exists()
             let_go.set()
             assert strategy.finish_saving() == beside
     strategy.save_checkpoint(str(work_dir / f"iter_{STEPS}.pth"), extra_ckpt={"meta": {"step": STEPS}})

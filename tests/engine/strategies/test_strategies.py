@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from xrlhf.engine.shares import SharedTensors
 
 pytestmark = pytest.mark.slow
 
+has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("ddp", {}),
     "fsdp": ("fsdp", {}),
@@ -31,6 +33,9 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Models that are split over processes have to run equally often everywhere, however many rows a process pads.
 PADDED = ("fsdp", "zero3")
+
+# Weights whole on every process, kept whole among split ones, and split.
+QUANTISED = ("ddp", "fsdp", "zero2", "zero3")
 
 
 def job(name: str, strategy: str, options: dict[str, Any], *, resume: str = "") -> dict[str, Any]:
@@ -58,13 +63,16 @@ def shards_of(name: str) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of all checkpoints, and what process 0 saw of every job."""
     folder = tmp_path_factory.mktemp("strategies")
-    single = {name: train_under(job(name, "single", {}), folder) for name in ("one", "one_lora", "one_padded")}
+    names = ["one", "one_lora", "one_padded", *(["one_qlora"] if has_bitsandbytes else [])]
+    single = {name: train_under(job(name, "single", {}), folder) for name in names}
     jobs = []
     for name, (strategy, options) in STRATEGIES.items():
         jobs.append(job(name, strategy, options))
         jobs.append(job(f"{name}_lora", strategy, options))
         if name in PADDED:
             jobs.append(job(f"{name}_padded", strategy, options))
+        if has_bitsandbytes and name in QUANTISED:
+            jobs.append(job(f"{name}_qlora", strategy, options))
         jobs.append(job(f"one_to_{name}", strategy, options, resume=f"one/iter_{SAVED_AT}.pth"))
     for name, (strategy, options) in STRATEGIES.items():
         jobs.append(job(f"shards_to_{name}", strategy, options, resume=shards_of(FROM[name])))
@@ -109,6 +117,18 @@ def test_two_processes_equal_one_in_padded_rows(trained: tuple[Path, dict[str, A
     folder, found = trained
     assert_same_logs(found[f"{name}_padded"]["logs"], found["one_padded"]["logs"])
     assert_same_weights(folder, f"{name}_padded", "one_padded")
+
+
+@pytest.mark.skipif(not has_bitsandbytes, reason="needs bitsandbytes: pip install 'xrlhf[quantised]'")
+@pytest.mark.parametrize("name", QUANTISED)
+def test_two_processes_equal_one_on_a_base_in_4_bits(trained: tuple[Path, dict[str, Any]], name: str) -> None:
+    """QLoRA; shards and files hold the adapters and the head alone."""
+    folder, found = trained
+    assert_same_logs(found[f"{name}_qlora"]["logs"], found["one_qlora"]["logs"])
+    assert_same_weights(folder, f"{name}_qlora", "one_qlora")
+    state = load_checkpoint(folder / shards_of(f"{name}_qlora"))
+    assert equal(state["state_dict"], weights(folder, f"{name}_qlora", SAVED_AT))
+    assert not any("base_layer" in key for key in state["state_dict"])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -200,7 +220,7 @@ def test_one_process_goes_on_from_shards(trained: tuple[Path, dict[str, Any]], n
 def test_three_processes_go_on_from_two_and_one_from_three(trained: tuple[Path, dict[str, Any]]) -> None:
     """Where tensors are cut elsewhere than they were saved, and sizes do not divide by three."""
     folder, found = trained
-    others = {"fsdp": "zero3", "zero3": "fsdp", "zero1": "fsdp", "ddp": "zero3_offload"}
+    others = {"fsdp": "zero3", "zero3": "fsdp", "zero1": "zero3_offload"}
     jobs = [job(f"two_to_three_{name}", *STRATEGIES[name], resume=shards_of(other)) for name, other in others.items()]
     jobs += [job(f"three_{name}", *STRATEGIES[name]) for name in ("fsdp", "zero3")]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")

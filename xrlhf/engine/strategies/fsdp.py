@@ -67,9 +67,10 @@ class FSDPStrategy(DistributedStrategy):
         quantised = quantised_modules(model)
         for module in quantised:
             module.to(self.device.torch_device)
+        weights = (weight for module in quantised for weight in module.parameters(recurse=False))
         options: dict[str, Any] = {
             "mesh": mesh,
-            "ignored_params": {weight for module in quantised for weight in module.parameters(recurse=False)},
+            "ignored_params": {weight for weight in weights if not weight.requires_grad},
             "reshard_after_forward": self.reshard_after_forward,
             "offload_policy": offload,
         }

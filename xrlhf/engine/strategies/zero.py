@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,29 +188,24 @@ class ZeROStrategy(DistributedStrategy):
         return deepspeed.zero.GatheredParameters([value], modifier_rank=0 if writing else None)
 
     def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
-        state = {
-            index: {name: self._whole(parameter, name, pieces) for name in self._state_names()}
-            for index, (parameter, pieces) in enumerate(self._pieces_of_parameters())
-        }
+        state = self._state_by_parameter(self._whole)
         return {"state": state if self.rank == 0 else {}, "param_groups": self._options_of_groups()}
 
     def optimizer_shares(self) -> dict[str, Any]:
-        state = {
-            index: {name: self._own(parameter, name, pieces) for name in self._state_names()}
-            for index, (parameter, pieces) in enumerate(self._pieces_of_parameters())
-        }
-        return {"state": state, "param_groups": self._options_of_groups()}
+        return {"state": self._state_by_parameter(self._own), "param_groups": self._options_of_groups()}
 
-    def _pieces_of_parameters(self) -> Iterator[tuple[nn.Parameter, list[_Piece]]]:
-        """What is trained, in the order in which the optimizer got it, and what this process owns of each."""
+    def _state_by_parameter(self, read: Callable[[nn.Parameter, str, list[_Piece]], Any]) -> dict[int, dict[str, Any]]:
+        """What ``read`` gives of each state of each parameter and of what this process owns of it; empty at first."""
         pieces: dict[int, list[_Piece]] = {}
         for piece in self._pieces():
             pieces.setdefault(id(piece.parameter), []).append(piece)
-        for parameter in self._parameters:
-            yield parameter, pieces.get(id(parameter), [])
-
-    def _state_names(self) -> list[str]:
-        return list(next(iter(self.optim_wrapper.optimizer.state.values()), {}))
+        names = list(next(iter(self.optim_wrapper.optimizer.state.values()), {}))
+        if not names:
+            return {}
+        return {
+            index: {name: read(parameter, name, pieces.get(id(parameter), [])) for name in names}
+            for index, parameter in enumerate(self._parameters)
+        }
 
     def _options_of_groups(self) -> list[dict[str, Any]]:
         groups, start = [], 0
