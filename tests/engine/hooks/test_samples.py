@@ -14,6 +14,7 @@ from xrlhf.engine.build import build_runner
 from xrlhf.engine.hooks import SampleHook
 from xrlhf.errors import ConfigError
 
+HOOK = "xrlhf.engine.hooks.SampleHook"
 OPTIONS = [
     "train_cfg.max_epochs=None",
     "train_cfg.max_steps=4",
@@ -35,10 +36,9 @@ def run(work_dir: Path, *options: str, name: str = "tiny_sft_cpu") -> Any:
 
 @pytest.mark.usefixtures("package_logger")
 def test_samples_are_written_and_training_is_left_alone(tmp_path: Path) -> None:
-    hook = (
-        "custom_hooks=[{'type': 'xrlhf.engine.hooks.SampleHook', 'interval': 2, 'prompts': ['What is a verb?', 'Hello'], "
-        "'sampling': {'max_new_tokens': 5}}]"
-    )
+    sampling = {"max_new_tokens": 5}
+    prompts = ["What is a verb?", "Hello"]
+    hook = f"custom_hooks={[{'type': HOOK, 'interval': 2, 'prompts': prompts, 'sampling': sampling}]}"
     with_hook = run(tmp_path / "with", hook)
     without = run(tmp_path / "without")
     rows = [json.loads(line) for line in (tmp_path / "with" / "samples.jsonl").read_text().splitlines()]
@@ -53,7 +53,7 @@ def test_samples_are_written_and_training_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_reward_model_writes_no_answers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SampleHook: a RewardModel writes no answers"):
-        run(tmp_path, "custom_hooks=[{'type': 'xrlhf.engine.hooks.SampleHook', 'prompts': ['Hello']}]", name="tiny_reward_cpu")
+        run(tmp_path, f"custom_hooks={[{'type': HOOK, 'prompts': ['Hello']}]}", name="tiny_reward_cpu")
 
 
 @pytest.mark.parametrize(
