@@ -79,13 +79,14 @@ def parse() -> argparse.Namespace:
     """The command line."""
     results = Path(__file__).resolve().parent / "results" / "scaling"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of a run")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a run")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--groups-per-step", type=int, default=4, help="pairs of a step, over all processes")
-    parser.add_argument("--prompt", type=int, default=150, help="tokens of a prompt")
-    parser.add_argument("--response", type=int, default=75, help="tokens of an answer")
+    parser.add_argument("--prompt", type=int, default=100, help="tokens of a prompt")
+    parser.add_argument("--response", type=int, default=50, help="tokens of an answer")
     parser.add_argument("--only", nargs="*", default=None, help="strategies to run; all if not given")
     parser.add_argument("--out", type=Path, default=results, help="where results are written")
+    parser.add_argument("--reuse", action="store_true", help="keep what an earlier start, cut off, has measured")
     parser.add_argument("--paper", action="store_true", help="plan many devices, and run nothing")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a device, on paper")
     parser.add_argument("--gpu-tflops", type=float, default=400.0, help="TFLOP/s of a device, on paper")
@@ -130,18 +131,21 @@ def run(job: dict[str, Any], num_processes: int, folder: Path) -> dict[str, Any]
     return values
 
 
-def plan_of(job: dict[str, Any], num_processes: int) -> DevicePlan:
-    """What the plan says of a job."""
-    pairs = Pairs(4 * job["groups_per_step"], job["prompt"], job["response"], BACKBONE["vocab_size"])
-    loader = StepLoader(
-        pairs,  # type: ignore[arg-type]
-        groups_per_step=job["groups_per_step"],
-        token_budget=job["token_budget"],
-        seed=0,
-        world_size=num_processes,
-    )
-    workload = workload_of(loader)
-    planned = plan_model({"type": "RewardModel", "backbone": BACKBONE}, None, ADAMW, workload, on_cpu=True)
+def plan_of(job: dict[str, Any], num_processes: int, watched: dict[int, tuple[Planned, Workload]]) -> DevicePlan:
+    """What the plan says of a job; ``watched`` remembers the model for each number of processes."""
+    if num_processes not in watched:
+        pairs = Pairs(4 * job["groups_per_step"], job["prompt"], job["response"], BACKBONE["vocab_size"])
+        loader = StepLoader(
+            pairs,  # type: ignore[arg-type]
+            groups_per_step=job["groups_per_step"],
+            token_budget=job["token_budget"],
+            seed=0,
+            world_size=num_processes,
+        )
+        workload = workload_of(loader)
+        planned = plan_model({"type": "RewardModel", "backbone": BACKBONE}, None, ADAMW, workload, on_cpu=True)
+        watched[num_processes] = (planned, workload)
+    planned, workload = watched[num_processes]
     preset = dict(STRATEGIES_BY_NAME[job["strategy"]])
     return plan_strategy(
         preset.pop("type"),
@@ -156,7 +160,8 @@ def measure(options: argparse.Namespace) -> int:
     """Run everything and print the table."""
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{machine_line()}; torch {torch.__version__}")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    watched: dict[int, tuple[Planned, Workload]] = {}
     for strategy, number in RUNS:
         if options.only is not None and strategy not in options.only:
             continue
@@ -172,8 +177,12 @@ def measure(options: argparse.Namespace) -> int:
             "token_budget": options.groups_per_step * (options.prompt + 2 * options.response),
         }
         began = time.perf_counter()
-        values = run(job, number, options.out)
-        plan = plan_of(job, number)
+        earlier = options.out / f"{strategy}_{number}.result.json"
+        if options.reuse and earlier.is_file():
+            values = json.loads(earlier.read_text(encoding="utf-8"))
+        else:
+            values = run(job, number, options.out)
+        plan = plan_of(job, number, watched)
         # On one machine the memory of the host is that of the device.
         values["planned_mib"] = (plan.peak.total + plan.host) / 2**20
         found[f"{strategy}, {number}"] = values

@@ -8,6 +8,7 @@ touched do not count in it.
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from xrlhf.losses import RankingLoss
 from xrlhf.models import RewardModel, backbone_from_config
 from xrlhf.structures import TokenizedGroup
 
-__all__ = ["LLAMA_12M", "LLAMA_100M", "TINY_LLAMA", "backbone", "groups_of", "measured_peak", "planned_peak"]
+__all__ = ["LLAMA_14M", "LLAMA_100M", "TINY_LLAMA", "backbone", "groups_of", "measured_peak", "planned_peak"]
 
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-3}, "max_grad_norm": 1.0}
 STEPS = 3
 """The optimizer has its state, and torch's reducer its last buckets, from the third step on."""
 
 TINY_LLAMA = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
-LLAMA_12M = {"vocab_size": 4000, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8}
+LLAMA_14M = {"vocab_size": 4000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8}
 LLAMA_100M = {"vocab_size": 16000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
 
 
@@ -144,13 +145,22 @@ def measured_peak(
 
 
 def _most_bytes(seen: Any, during: str) -> int:
-    """The largest sum of everything given out and taken back since the profile began, while ``during`` went on."""
-    events = sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    begins = next(event.start_ns() for event in events if event.name() == during)
+    """The most bytes that were given out since the profile began and not taken back, while ``during`` went on."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(file))
+        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    begins = next(event["ts"] for event in events if event.get("name") == during)
+    given: dict[int, int] = {}
     live = most = 0
-    for event in events:
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            if event.start_ns() >= begins:
-                most = max(most, live)
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        size, address = event["args"]["Bytes"], event["args"]["Addr"]
+        if size > 0:
+            given[address] = size
+            live += size
+        else:
+            # What was there before the profile, left by another test, may be taken back meanwhile.
+            live -= given.pop(address, 0)
+        if event["ts"] >= begins:
+            most = max(most, live)
     return most

@@ -253,10 +253,14 @@ def _zero_3(
     sizes = needs.sizes
     element = sizes.weights / sizes.num_weights if sizes.num_weights else 4.0
     # DeepSpeed keeps what it has gathered until so many numbers are there.
-    most = (settings["stage3_max_live_parameters"] + settings["stage3_prefetch_bucket_size"]) * element
+    ahead = settings["stage3_prefetch_bucket_size"] * element
+    most = settings["stage3_max_live_parameters"] * element + ahead
     gathered = min(sizes.weights, max(most, sizes.rest + 2 * sizes.largest_layer))
+    # What is fetched ahead arrives in one piece, from which every weight is copied.
+    gathered += min(sizes.weights, ahead)
     own = sizes.trained * share
-    weights = 0.0 if offload else sizes.weights * share
+    # As at the lower stages, the optimizer updates a float32 copy.
+    weights = 0.0 if offload else sizes.weights * share + 4 * sizes.num_trained * share
     states = 0.0 if offload else needs.states * share
     gradients = 0.0 if offload else own
     # What is reduced is copied once more; a bucket that holds all gradients is reduced behind the last layer.
