@@ -178,7 +178,7 @@ class Terminal:
         )
         os.close(theirs)
 
-    def wait_for(self, text: str, seconds: float = 120.0) -> str:
+    def wait_for(self, text: str, seconds: float = 300.0) -> str:
         """What came until ``text`` did."""
         end = time.monotonic() + seconds
         while text not in self.screen:

@@ -13,7 +13,7 @@ from xrlhf.structures import Group
 BAD = {"not-json", "not-an-object", "missing-column", "wrong-type", "wrong-roles", "no-prompt", "bad-label"}
 DROPPED = {
     *("empty", "unrated", "tie", "identical", "different-turns", "too-long", "duplicate", "below-minimum"),
-    "no-attributes",
+    *("no-attributes", "template", "no-target"),
 }
 
 
