@@ -75,6 +75,7 @@ def assert_nothing_was_lost(said: str, num_kills: int) -> None:
 
 
 SPLIT = """
+from xrlhf.engine.strategies import ZeROStrategy
 model["lora"] = dict(r=4, lora_alpha=16)
 strategy = {strategy}
 train_cfg["max_steps"] = {steps}
@@ -87,7 +88,7 @@ visualizer = dict(vis_backends=[dict(type="LocalVisBackend")])
 
 # Weights of so small a model would otherwise not be split.
 ZERO3 = """dict(
-    _delete_=True, type="zero3", config=dict(zero_optimization=dict(stage3_param_persistence_threshold=0))
+    _delete_=True, type=ZeROStrategy, stage=3, config=dict(zero_optimization=dict(stage3_param_persistence_threshold=0))
 )"""
 
 
@@ -120,7 +121,7 @@ def test_one_of_two_processes_killed_at_random_moments(
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{said[-3000:]}"
         return result.stdout
 
-    drive("unbroken", 0)
+    drive("unbroken", 0, "default_hooks.checkpoint.interval=1000")
     assert_nothing_was_lost(drive("killed", num_kills, "default_hooks.checkpoint.max_keep=3"), num_kills)
     last = f"iter_{num_steps}.pth"
     assert_same_end(tmp_path / "unbroken" / last, tmp_path / "killed" / last)
