@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,13 @@ from xrlhf.devices import CpuDevice
 from xrlhf.engine.loops import GroupTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.losses import RankingLoss
-from xrlhf.models import RewardModel, backbone_from_config, backbone_from_pretrained
+from xrlhf.models import (
+    PolicyModel,
+    RewardModel,
+    backbone_from_config,
+    backbone_from_pretrained,
+    causal_lm_from_config,
+)
 from xrlhf.structures import LossOutput, PackedBatch, TokenizedGroup, as_ids
 
 SGD_OF_1 = {"optimizer": {"type": SGD, "lr": 1.0}}
@@ -71,6 +78,36 @@ def pairs(number: int = 24, seed: int = 0) -> ToyDataset:
     return ToyDataset(
         [TokenizedGroup(ids(8), tuple(ids(6) for _ in range(3 if i % 4 == 0 else 2)), row=i) for i in range(number)]
     )
+
+
+def answers(number: int = 24) -> ToyDataset:
+    """Groups as :func:`pairs` makes them; the responses are learnt, and some prompt tokens too."""
+    generator = np.random.default_rng(5)
+    groups = []
+    for group in pairs(number).groups:
+        mask = np.ones(group.num_tokens, dtype=bool)
+        mask[: len(group.prompt_ids)] = generator.random(len(group.prompt_ids)) < 0.2
+        mask[0] = False
+        groups.append(replace(group, is_target=mask))
+    return ToyDataset(groups)
+
+
+def tiny_policy(loss: nn.Module, **options: Any) -> PolicyModel:
+    """A Llama of 16 dimensions; the same weights every time. ``options`` are those of :class:`PolicyModel`."""
+    torch.manual_seed(0)
+    backbone = causal_lm_from_config(
+        "llama",
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    return PolicyModel(backbone, loss=loss, **options)
 
 
 def tiny_reward_model(lora_dropout: float | None = None, **options: Any) -> RewardModel:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import ToyDataset, num_targets, pairs, run_of, train, weights_of
+from toy import answers, num_targets, run_of, tiny_policy, train, weights_of
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.data.packing import pack
@@ -20,37 +18,6 @@ from xrlhf.devices import CpuDevice
 from xrlhf.engine.loops import LossValLoop
 from xrlhf.evaluation.set_loss import SetLoss
 from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
-from xrlhf.models import PolicyModel, causal_lm_from_config
-
-
-def answers(number: int = 24) -> ToyDataset:
-    """Groups as :func:`toy.pairs` makes them; the responses are learnt, and some prompt tokens too."""
-    generator = np.random.default_rng(5)
-    groups = []
-    for group in pairs(number).groups:
-        mask = np.ones(group.num_tokens, dtype=bool)
-        mask[: len(group.prompt_ids)] = generator.random(len(group.prompt_ids)) < 0.2
-        mask[0] = False
-        groups.append(replace(group, is_target=mask))
-    return ToyDataset(groups)
-
-
-def policy(loss: nn.Module, **options: Any) -> PolicyModel:
-    torch.manual_seed(0)
-    backbone = causal_lm_from_config(
-        "llama",
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
-    return PolicyModel(backbone, loss=loss, **options)
-
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {"sft": LanguageModelLoss, "dpo": lambda: DPOLoss(beta=0.5)}
 
@@ -59,7 +26,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {"sft": LanguageModelLoss, "dpo": l
 def test_a_step_in_one_piece_equals_a_step_in_many(name: str, tmp_path: Path) -> None:
     runs = {}
     for budget in (16, 64, 10_000):
-        model = policy(LOSSES[name]())
+        model = tiny_policy(LOSSES[name]())
         run = run_of(model, answers(), tmp_path / str(budget), max_steps=4, token_budget=budget)
         runs[budget] = (train(run), weights_of(model.hf_model))
     logs, weights = runs[10_000]
@@ -73,7 +40,7 @@ def test_a_step_in_one_piece_equals_a_step_in_many(name: str, tmp_path: Path) ->
 
 def test_the_loss_of_sft_is_a_mean_over_tokens(tmp_path: Path) -> None:
     data = answers(8)
-    model = policy(LanguageModelLoss())
+    model = tiny_policy(LanguageModelLoss())
     with torch.no_grad():
         losses = model(pack(data.groups)).group_losses
     expected = losses.sum().item() / sum(map(num_targets, data.groups))
@@ -82,7 +49,7 @@ def test_the_loss_of_sft_is_a_mean_over_tokens(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_neither_trained_nor_saved(tmp_path: Path) -> None:
-    model = policy(DPOLoss())
+    model = tiny_policy(DPOLoss())
     assert model.reference is not None
     before = weights_of(model.reference)
     run = run_of(model, answers(), tmp_path, max_steps=3)
@@ -97,7 +64,7 @@ def test_the_reference_is_neither_trained_nor_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_validation_equals_the_loss_of_the_whole_set(name: str) -> None:
     data = answers(9)
-    model = policy(LOSSES[name]()).eval()
+    model = tiny_policy(LOSSES[name]()).eval()
     if model.reference is not None:
         with torch.no_grad():
             for parameter in model.reference.parameters():

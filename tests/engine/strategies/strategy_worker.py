@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from toy import pairs, quantised_reward_model, run_of, tiny_reward_model
+from toy import ToyDataset, answers, pairs, quantised_reward_model, run_of, tiny_policy, tiny_reward_model
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import CpuDevice
@@ -28,6 +29,10 @@ from xrlhf.engine import checkpoint
 from xrlhf.engine.launch import Ranks, leave_process_group, start_process_group
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
+from xrlhf.evaluation.set_loss import SetLoss
+from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
+from xrlhf.models import PolicyModel
+from xrlhf.models.group_model import GroupModel
 
 STEPS, SAVED_AT, THEN_AT = 20, 10, 15
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
@@ -36,12 +41,47 @@ SLOW_ADAMW = {**ADAMW, "optimizer": {"type": AdamW, "lr": 1e-3, "weight_decay": 
 WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 15}
 
 
+def job(
+    name: str,
+    strategy: str,
+    options: dict[str, Any],
+    *,
+    model: str = "reward",
+    num_steps: int = STEPS,
+    resume: str = "",
+    lora: bool = False,
+    layout: str = "auto",
+) -> dict[str, Any]:
+    """What a process is told to train; the middle is where it saves, and where it goes on from ``resume``."""
+    return {
+        "name": name,
+        "strategy": strategy,
+        "options": options,
+        "model": model,
+        "num_steps": num_steps,
+        "resume": resume,
+        "lora": lora,
+        "layout": layout,
+        "launcher": "none" if strategy == "single" else "pytorch",
+    }
+
+
+def made(job: dict[str, Any], folder: Path, number: int) -> tuple[GroupModel, ToyDataset]:
+    """The model of a job, the same every time, and so many groups to train it on."""
+    dropout, adapters = (0.0, {"r": 2, "lora_alpha": 8}) if job["lora"] else (None, None)
+    if job["model"] == "qlora":
+        return quantised_reward_model(folder / "base"), pairs(number)
+    if job["model"] == "reward":
+        return tiny_reward_model(dropout, layout=job["layout"]), pairs(number)
+    loss = LanguageModelLoss() if job["model"] == "sft" else DPOLoss(beta=0.5)
+    return tiny_policy(loss, lora=adapters), answers(number)
+
+
 def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train ``STEPS`` steps, or from a checkpoint to there; save half-way and at the end, and say what was seen."""
-    if job["name"].endswith("_qlora"):
-        model = quantised_reward_model(folder / "base")
-    else:
-        model = tiny_reward_model(0.0 if job["lora"] else None, layout=job["layout"])
+    """Train all steps, or from a checkpoint to the end; save half-way and at the end, and say what was seen."""
+    num_steps = job["num_steps"]
+    saved_at, then_at = num_steps * SAVED_AT // STEPS, num_steps * THEN_AT // STEPS
+    model, dataset = made(job, folder, 24)
     work_dir = folder / job["name"]
     preset = STRATEGIES_BY_NAME[job["strategy"]]
     strategy = preset["type"](
@@ -54,20 +94,20 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     run = run_of(
         model,
-        pairs(),
+        dataset,
         work_dir,
-        max_steps=STEPS,
+        max_steps=num_steps,
         token_budget=40,
         strategy=strategy,
-        optim_wrapper=SLOW_ADAMW if job["name"].endswith("_qlora") else ADAMW,
+        optim_wrapper=SLOW_ADAMW if job["model"] == "qlora" else ADAMW,
         param_scheduler=[WARM_UP],
     )
     start = 0
     if job["resume"]:
         start = strategy.resume(str(folder / job["resume"]))["meta"]["step"]
     run.model.train()
-    logs = steps(run, start, SAVED_AT)
-    for begin, end, suffix in ((SAVED_AT, THEN_AT, ""), (THEN_AT, STEPS, ".pth")):
+    logs = steps(run, start, saved_at)
+    for begin, end, suffix in ((saved_at, then_at, ""), (then_at, num_steps, ".pth")):
         meta = {"meta": {"step": begin}}
         if job["resume"]:
             logs += steps(run, max(start, begin), end)
@@ -82,15 +122,29 @@ def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             assert strategy.rank or not beside.exists()
             let_go.set()
             assert strategy.finish_saving() == beside
-    strategy.save_checkpoint(str(work_dir / f"iter_{STEPS}.pth"), extra_ckpt={"meta": {"step": STEPS}})
+    strategy.save_checkpoint(str(work_dir / f"iter_{num_steps}.pth"), extra_ckpt={"meta": {"step": num_steps}})
     run.model.eval()
     # 7 batches: one process has one fewer than the other.
-    loader = EvalLoader(pairs(7), token_budget=1, rank=strategy.rank, world_size=strategy.world_size)  # type: ignore[arg-type]
+    loader = EvalLoader(
+        made(job, folder, 7)[1],  # type: ignore[arg-type]
+        token_budget=1,
+        rank=strategy.rank,
+        world_size=strategy.world_size,
+    )
+    return {"logs": logs, "evaluated": evaluated(model, loader, strategy, run.model)}
+
+
+def evaluated(model: GroupModel, loader: EvalLoader, strategy: Any, wrapped: nn.Module) -> dict[str, float]:
+    """What validation says of the set, all processes together."""
+    if isinstance(model, PolicyModel):
+        sums = SetLoss()
+        sums.add(model, loader, strategy.device, wrapped)
+        return SetLoss.of_all(strategy.gather_objects(sums.sums)).compute()
     metrics = SetMetrics()
-    own = evaluate_batches(model, loader, strategy.device, wrapped=run.model)
+    own = evaluate_batches(model, loader, strategy.device, wrapped=wrapped)
     for state in strategy.gather_objects(own.state()):
         metrics.merge(state)
-    return {"logs": logs, "evaluated": metrics.compute(["toy"])}
+    return metrics.compute(["toy"])
 
 
 @contextmanager

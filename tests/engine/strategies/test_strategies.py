@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import run_processes
-from strategy_worker import SAVED_AT, STEPS, THEN_AT, train_under
+from same_runs import assert_same_logs, assert_same_weights, found_together
+from strategy_worker import SAVED_AT, STEPS, THEN_AT, job, train_under
 
 from xrlhf.engine.checkpoint import load_checkpoint, verify
 from xrlhf.engine.shares import SharedTensors
@@ -33,22 +32,18 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Models that are split over processes have to run equally often everywhere, however many rows a process pads.
 PADDED = ("fsdp", "zero3")
+RANKING = ("acc", "margin")
 
 # Weights whole on every process, kept whole among split ones, and split.
 QUANTISED = ("ddp", "fsdp", "zero2", "zero3")
 
 
-def job(name: str, strategy: str, options: dict[str, Any], *, resume: str = "") -> dict[str, Any]:
-    """What a process is told; the name says what kind of model is trained."""
-    return {
-        "name": name,
-        "strategy": strategy,
-        "options": options,
-        "resume": resume,
-        "lora": name.endswith("_lora"),
-        "layout": "padded" if name.endswith("_padded") else "auto",
-        "launcher": "none" if strategy == "single" else "pytorch",
-    }
+def job_of(name: str, strategy: str, options: dict[str, Any], *, resume: str = "") -> dict[str, Any]:
+    """The name says what kind of model is trained."""
+    kind = name.rpartition("_")[2]
+    model = "qlora" if kind == "qlora" else "reward"
+    layout = "padded" if kind == "padded" else "auto"
+    return job(name, strategy, options, model=model, resume=resume, lora=kind == "lora", layout=layout)
 
 
 FROM = dict(zip(STRATEGIES, [*list(STRATEGIES)[3:], *list(STRATEGIES)[:3]], strict=True))
@@ -64,59 +59,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     """The folder of all checkpoints, and what process 0 saw of every job."""
     folder = tmp_path_factory.mktemp("strategies")
     names = ["one", "one_lora", "one_padded", *(["one_qlora"] if has_bitsandbytes else [])]
-    single = {name: train_under(job(name, "single", {}), folder) for name in names}
+    single = {name: train_under(job_of(name, "single", {}), folder) for name in names}
     jobs = []
     for name, (strategy, options) in STRATEGIES.items():
-        jobs.append(job(name, strategy, options))
-        jobs.append(job(f"{name}_lora", strategy, options))
+        jobs.append(job_of(name, strategy, options))
+        jobs.append(job_of(f"{name}_lora", strategy, options))
         if name in PADDED:
-            jobs.append(job(f"{name}_padded", strategy, options))
+            jobs.append(job_of(f"{name}_padded", strategy, options))
         if has_bitsandbytes and name in QUANTISED:
-            jobs.append(job(f"{name}_qlora", strategy, options))
-        jobs.append(job(f"one_to_{name}", strategy, options, resume=f"one/iter_{SAVED_AT}.pth"))
+            jobs.append(job_of(f"{name}_qlora", strategy, options))
+        jobs.append(job_of(f"one_to_{name}", strategy, options, resume=f"one/iter_{SAVED_AT}.pth"))
     for name, (strategy, options) in STRATEGIES.items():
-        jobs.append(job(f"shards_to_{name}", strategy, options, resume=shards_of(FROM[name])))
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    run_processes(Path(__file__).with_name("strategy_worker.py"), folder)
-    found = [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in (0, 1)]
-    for name in found[0]:
-        # Speeds differ between processes; nothing else may.
-        for mine, other in zip(found[0][name]["logs"], found[1][name]["logs"], strict=True):
-            assert mine["loss"] == other["loss"]
-            assert mine["grad_norm"] == other["grad_norm"]
-    return folder, {**single, **found[0]}
+        jobs.append(job_of(f"shards_to_{name}", strategy, options, resume=shards_of(FROM[name])))
+    return folder, {**single, **found_together(jobs, folder)}
 
 
 def weights(folder: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
     return torch.load(folder / name / f"iter_{step}.pth", weights_only=True)["state_dict"]
 
 
-def assert_same_weights(folder: Path, name: str, other: str) -> None:
-    expected, found = weights(folder, other), weights(folder, name)
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
-
-
-def assert_same_logs(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    for mine, other in zip(found, expected, strict=True):
-        for key in ("loss", "grad_norm", "acc", "margin", "num_samples", "num_tokens"):
-            assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
-
-
 @pytest.mark.parametrize("adapters", ["", "_lora"])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_two_processes_equal_one(trained: tuple[Path, dict[str, Any]], name: str, adapters: str) -> None:
     folder, found = trained
-    assert_same_logs(found[name + adapters]["logs"], found["one" + adapters]["logs"])
-    assert_same_weights(folder, name + adapters, "one" + adapters)
+    assert_same_logs(found[name + adapters]["logs"], found["one" + adapters]["logs"], RANKING)
+    assert_same_weights(folder, name + adapters, "one" + adapters, STEPS)
 
 
 @pytest.mark.parametrize("name", PADDED)
 def test_two_processes_equal_one_in_padded_rows(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, found = trained
-    assert_same_logs(found[f"{name}_padded"]["logs"], found["one_padded"]["logs"])
-    assert_same_weights(folder, f"{name}_padded", "one_padded")
+    assert_same_logs(found[f"{name}_padded"]["logs"], found["one_padded"]["logs"], RANKING)
+    assert_same_weights(folder, f"{name}_padded", "one_padded", STEPS)
 
 
 @pytest.mark.skipif(not has_bitsandbytes, reason="needs bitsandbytes: pip install 'xrlhf[quantised]'")
@@ -124,8 +98,8 @@ def test_two_processes_equal_one_in_padded_rows(trained: tuple[Path, dict[str, A
 def test_two_processes_equal_one_on_a_base_in_4_bits(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     """QLoRA; shards and files hold the adapters and the head alone."""
     folder, found = trained
-    assert_same_logs(found[f"{name}_qlora"]["logs"], found["one_qlora"]["logs"])
-    assert_same_weights(folder, f"{name}_qlora", "one_qlora")
+    assert_same_logs(found[f"{name}_qlora"]["logs"], found["one_qlora"]["logs"], RANKING)
+    assert_same_weights(folder, f"{name}_qlora", "one_qlora", STEPS)
     state = load_checkpoint(folder / shards_of(f"{name}_qlora"))
     assert equal(state["state_dict"], weights(folder, f"{name}_qlora", SAVED_AT))
     assert not any("base_layer" in key for key in state["state_dict"])
@@ -142,16 +116,16 @@ def test_validation_counts_every_group_once(trained: tuple[Path, dict[str, Any]]
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_one_process_goes_on_under_the_strategy(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, found = trained
-    assert_same_logs(found[f"one_to_{name}"]["logs"], found["one"]["logs"][SAVED_AT:])
-    assert_same_weights(folder, f"one_to_{name}", "one")
+    assert_same_logs(found[f"one_to_{name}"]["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+    assert_same_weights(folder, f"one_to_{name}", "one", STEPS)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_one_process_goes_on_from_the_strategy(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, found = trained
-    resumed = train_under(job(f"{name}_to_one", "single", {}, resume=f"{name}/iter_{SAVED_AT}.pth"), folder)
-    assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
-    assert_same_weights(folder, f"{name}_to_one", "one")
+    resumed = train_under(job_of(f"{name}_to_one", "single", {}, resume=f"{name}/iter_{SAVED_AT}.pth"), folder)
+    assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+    assert_same_weights(folder, f"{name}_to_one", "one", STEPS)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -205,16 +179,16 @@ def pieces(value: Any) -> int:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_goes_on_from_the_shards_of_another(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, found = trained
-    assert_same_logs(found[f"shards_to_{name}"]["logs"], found["one"]["logs"][SAVED_AT:])
-    assert_same_weights(folder, f"shards_to_{name}", "one")
+    assert_same_logs(found[f"shards_to_{name}"]["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+    assert_same_weights(folder, f"shards_to_{name}", "one", STEPS)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_one_process_goes_on_from_shards(trained: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, found = trained
-    resumed = train_under(job(f"{name}_shards_to_one", "single", {}, resume=shards_of(name)), folder)
-    assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
-    assert_same_weights(folder, f"{name}_shards_to_one", "one")
+    resumed = train_under(job_of(f"{name}_shards_to_one", "single", {}, resume=shards_of(name)), folder)
+    assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+    assert_same_weights(folder, f"{name}_shards_to_one", "one", STEPS)
 
 
 def test_three_processes_go_on_from_two_and_one_from_three(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -223,18 +197,16 @@ def test_three_processes_go_on_from_two_and_one_from_three(trained: tuple[Path, 
     others = {"fsdp": "zero3", "zero3": "fsdp", "zero1": "zero3_offload"}
     jobs = [job(f"two_to_three_{name}", *STRATEGIES[name], resume=shards_of(other)) for name, other in others.items()]
     jobs += [job(f"three_{name}", *STRATEGIES[name]) for name in ("fsdp", "zero3")]
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    run_processes(Path(__file__).with_name("strategy_worker.py"), folder, world_size=3)
-    seen = torch.load(folder / "rank_0.pt", weights_only=False)
+    seen = found_together(jobs, folder, world_size=3)
     for name in others:
-        assert_same_logs(seen[f"two_to_three_{name}"]["logs"], found["one"]["logs"][SAVED_AT:])
-        assert_same_weights(folder, f"two_to_three_{name}", "one")
+        assert_same_logs(seen[f"two_to_three_{name}"]["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+        assert_same_weights(folder, f"two_to_three_{name}", "one", STEPS)
     for name in ("fsdp", "zero3"):
         assert equal(
             load_checkpoint(folder / shards_of(f"three_{name}"))["optimizer"],
             load_checkpoint(folder / f"three_{name}" / f"iter_{SAVED_AT}.pth")["optimizer"],
         )
         again = f"three_{name}_to_one"
-        resumed = train_under(job(again, "single", {}, resume=shards_of(f"three_{name}")), folder)
-        assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:])
-        assert_same_weights(folder, again, "one")
+        resumed = train_under(job_of(again, "single", {}, resume=shards_of(f"three_{name}")), folder)
+        assert_same_logs(resumed["logs"], found["one"]["logs"][SAVED_AT:], RANKING)
+        assert_same_weights(folder, again, "one", STEPS)
