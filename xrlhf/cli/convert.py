@@ -43,7 +43,7 @@ def pth_to_hf(
         Optional[str],
         typer.Option(
             metavar="CLASS",
-            help="For InternLM2: LlamaForSequenceClassification, which loaders know, in place of its own class.",
+            help="For InternLM2: LlamaForSequenceClassification or, of a policy, LlamaForCausalLM, which loaders know.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -77,14 +77,16 @@ def pth_to_hf(
 @convert.command("merge")
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model under the adapter: a directory or hub name.")],
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A LoRA adapter that was saved with its head.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A LoRA adapter; a reward model's has its head with it.")
+    ],
     out: Out,
     dtype: Dtype = "float32",
     max_shard_size: ShardSize = "5GB",
 ) -> None:
-    """Merge a reward model's LoRA adapter into its base.
+    """Merge a LoRA adapter, of a reward model or of a policy, into its base.
 
-    Example: xrlhf convert merge base_model adapter_dir reward_hf
+    Example: xrlhf convert merge base_model adapter_dir merged_hf
     """
     from xrlhf.export import merge_into_base
     from xrlhf.export.directory import loading_call

@@ -1,4 +1,4 @@
-"""Adapters with their score head: as directories that peft reads, and merged into their base."""
+"""Adapters of reward models, with their head, and of policies: as directories for peft, and merged into their base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from mmengine.config import Config
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from xrlhf.errors import ModelError, UserError, error_line
 from xrlhf.export.directory import check_new_directory, new_directory
 from xrlhf.export.model_files import write_tokenizer
+from xrlhf.export.policy import write_policy
 from xrlhf.export.reward import trained_model, write_reward_model
-from xrlhf.models.adapters import adapter_of, merge_adapter, tokenizer_location
-from xrlhf.models.loading import backbone_from_pretrained, fit_embeddings, score_head, torch_dtype
+from xrlhf.models.adapters import adapter_of, adapter_weights, find_adapter, merge_adapter, tokenizer_location
+from xrlhf.models.causal_lm import causal_lm_with_adapter
+from xrlhf.models.loading import HEAD_NAMES, backbone_from_pretrained, fit_embeddings, score_head, torch_dtype
 from xrlhf.models.location import pretrained_location
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.quantised import is_quantised
@@ -99,7 +101,9 @@ def save_adapter(
 
 
 def merge_into_base(base: str, adapter: str, out: Path, *, dtype: str = "float32", max_shard_size: str = "5GB") -> None:
-    """Merge an adapter with its head into its base, and write the reward model.
+    """Merge an adapter into its base, and write the model: a reward model's with its head, or a policy's.
+
+    The tokenizer is the adapter's own, with its chat template, where it brings one, and else the base's.
 
     Args:
         base: The base, a Hugging Face directory or a hub name; read in float32, whatever the adapter was trained on.
@@ -109,14 +113,30 @@ def merge_into_base(base: str, adapter: str, out: Path, *, dtype: str = "float32
         max_shard_size: Largest file, such as ``"5GB"``.
 
     Raises:
-        ModelError: The adapter has no head, or is for another base.
+        ModelError: The adapter is for another base, or of a reward model and without its head.
         UserError: ``out`` is not empty.
     """
     torch_dtype(dtype)
     check_new_directory(out)
     location = pretrained_location(adapter, "adapter")
-    backbone = backbone_from_pretrained(base)
-    merged = merge_adapter(backbone, score_head(backbone)[0], location)
+    of_policy = _is_of_policy(location)
+    if of_policy:
+        merged = causal_lm_with_adapter(base, location)
+    else:
+        backbone = backbone_from_pretrained(base)
+        merged = merge_adapter(backbone, score_head(backbone)[0], location)
     tokenizer = prepare_tokenizer(read_tokenizer(tokenizer_location(location, base)))
     fit_embeddings(merged, tokenizer)
-    write_reward_model(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    write = write_policy if of_policy else write_reward_model
+    write(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def _is_of_policy(location: str) -> bool:
+    """Whether an adapter is a language model's, by its task, and by a score head that lies in it whatever its task."""
+    config = find_adapter(location)
+    if config is None:
+        raise ModelError(f"{location!r} holds no adapter: there is no adapter_config.json")
+    if config.task_type not in (TaskType.CAUSAL_LM, None):
+        return False
+    # Other tools save the adapter of a reward model under the task of its base.
+    return not any(name in key.split(".") for key in adapter_weights(location) for name in HEAD_NAMES)

@@ -87,7 +87,8 @@ def loading_call(folder: Path) -> str:
         return f"AutoPeftModelForSequenceClassification.from_pretrained({str(folder)!r}, num_labels=1)"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config:
-        return f"AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+        auto = next(name for name in config["auto_map"] if name.startswith("AutoModel"))
+        return f"{auto}.from_pretrained({str(folder)!r}, trust_remote_code=True)"
     kind = "CausalLM" if config["architectures"][0].endswith("ForCausalLM") else "SequenceClassification"
     return f"AutoModelFor{kind}.from_pretrained({str(folder)!r})"
 

@@ -1,28 +1,41 @@
-"""InternLM2 reward models as the published ones are: with their code beside them, for ``AutoModel``."""
+"""InternLM2 models as the published ones are: with their code beside them, for transformers' Auto classes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from xrlhf.errors import ModelError
-from xrlhf.models.internlm2 import InternLM2ForRewardModel, configuration_internlm2, modeling_internlm2
+from xrlhf.models.internlm2 import (
+    InternLM2ForCausalLM,
+    InternLM2ForRewardModel,
+    causal_lm,
+    configuration_internlm2,
+    modeling_internlm2,
+)
 from xrlhf.models.tokenizer import ending_id
 
-__all__ = ["as_llama", "complete_internlm2", "with_architecture"]
+__all__ = ["as_llama", "complete_internlm2", "complete_internlm2_policy", "with_architecture"]
 
 _CODE = (configuration_internlm2, modeling_internlm2)
 _IMPORT_HERE, _IMPORT_THERE = "from xrlhf.models.internlm2.", "from ."
-"""The two files import one another by the package's name here, and as neighbours in an exported directory."""
+"""The files import one another by the package's name here, and as neighbours in an exported directory."""
 
-_AUTO_MAP = {
-    "AutoConfig": "configuration_internlm2.InternLM2Config",
-    "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
-}
+_CONFIG = {"AutoConfig": "configuration_internlm2.InternLM2Config"}
+_AUTO_MAP = {**_CONFIG, "AutoModel": "modeling_internlm2.InternLM2ForRewardModel"}
+_POLICY_AUTO_MAP = {**_CONFIG, "AutoModelForCausalLM": "causal_lm.InternLM2ForCausalLM"}
 
 
 def complete_internlm2(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -41,9 +54,22 @@ def complete_internlm2(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None
             "an InternLM2 reward model reads conversations by a chat template, and the tokenizer has none: set "
             "chat_template in the recipe, such as 'chatml'"
         )
-    config = _read(folder / "config.json")
-    _write(folder / "config.json", {**config, "auto_map": _AUTO_MAP, "reward_token_id": ending_id(tokenizer)})
-    for module in _CODE:
+    _complete(folder, _CODE, {"auto_map": _AUTO_MAP, "reward_token_id": ending_id(tokenizer)})
+
+
+def complete_internlm2_policy(folder: Path) -> None:
+    """Add what ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` needs to a saved policy.
+
+    Args:
+        folder: As for :func:`complete_internlm2`.
+    """
+    _complete(folder, (*_CODE, causal_lm), {"auto_map": _POLICY_AUTO_MAP})
+
+
+def _complete(folder: Path, modules: Sequence[ModuleType], entries: Mapping[str, Any]) -> None:
+    """Put code beside a model, and entries into its config."""
+    _write(folder / "config.json", {**_read(folder / "config.json"), **entries})
+    for module in modules:
         source = Path(str(module.__file__))
         text = source.read_text(encoding="utf-8").replace(_IMPORT_HERE, _IMPORT_THERE)
         (folder / source.name).write_text(text, encoding="utf-8")
@@ -71,36 +97,51 @@ def with_architecture(model: PreTrainedModel, name: str | None) -> PreTrainedMod
     """``model`` as the class called ``name``.
 
     Args:
-        model: A reward model, adapters merged.
-        name: Its own class or, for InternLM2, ``"LlamaForSequenceClassification"``; None for its own.
+        model: A reward model or a policy, adapters merged.
+        name: Its own class or, for InternLM2, ``"LlamaForSequenceClassification"``, of a policy
+            ``"LlamaForCausalLM"``; None for its own.
 
     Raises:
         ModelError: Another name.
     """
-    own, llama = type(model).__name__, LlamaForSequenceClassification.__name__
+    own = type(model).__name__
     if name in (None, own):
         return model
-    if isinstance(model, InternLM2ForRewardModel):
+    if isinstance(model, (InternLM2ForRewardModel, InternLM2ForCausalLM)):
+        llama = _llama_class(model).__name__
         if name == llama:
             return as_llama(model)
         own = f"{own} or {llama}"
     raise ModelError(f"architecture must be {own} for this model, got {name!r}")
 
 
-def as_llama(model: InternLM2ForRewardModel) -> LlamaForSequenceClassification:
+def _llama_class(model: PreTrainedModel) -> type[LlamaForCausalLM] | type[LlamaForSequenceClassification]:
+    return LlamaForCausalLM if isinstance(model, InternLM2ForCausalLM) else LlamaForSequenceClassification
+
+
+def as_llama(
+    model: InternLM2ForRewardModel | InternLM2ForCausalLM,
+) -> LlamaForSequenceClassification | LlamaForCausalLM:
     """The same model in the layout of Llama, which loaders know without code of its own; the weights are copied."""
     config = model.config
     rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": float(config.rope_theta)}
     rope["rope_type"] = rope.pop("type", rope["rope_type"])
-    llama = LlamaForSequenceClassification(
+    own = (
+        {"tie_word_embeddings": config.tie_word_embeddings}
+        if isinstance(model, InternLM2ForCausalLM)
+        else {"num_labels": model.v_head.out_features}
+    )
+    llama = _llama_class(model)(
         LlamaConfig(
-            **{name: getattr(config, name) for name in _SHARED} | {"num_labels": model.v_head.out_features},
+            **{name: getattr(config, name) for name in _SHARED} | own,
             attention_bias=config.bias,
             rope_parameters=rope,
         )
     )
     with torch.no_grad():
         llama.load_state_dict(_llama_state(model))
+    if isinstance(model, InternLM2ForCausalLM):
+        llama.generation_config = model.generation_config
     return llama.eval()
 
 
@@ -113,10 +154,11 @@ _NAMES = {
     ".feed_forward.w3.": ".mlp.up_proj.",
     ".attention.wo.": ".self_attn.o_proj.",
     "v_head.": "score.",
+    "output.": "lm_head.",
 }
 
 
-def _llama_state(model: InternLM2ForRewardModel) -> dict[str, torch.Tensor]:
+def _llama_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     config = model.config
     size = config.hidden_size // config.num_attention_heads
     state = {}

@@ -10,9 +10,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.export.directory import check_new_directory
+from xrlhf.export.internlm2 import complete_internlm2_policy
 from xrlhf.export.model_files import state_in, written_model
 from xrlhf.models.adapters import merge_adapter_of
 from xrlhf.models.generation import stop_ids
+from xrlhf.models.internlm2 import InternLM2ForCausalLM
 from xrlhf.models.policy_model import PolicyModel
 
 __all__ = ["merged_policy", "save_policy", "write_policy"]
@@ -63,5 +65,6 @@ def write_policy(
     generation.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
     generation.pad_token_id = tokenizer.pad_token_id
     state = state_in(dtype, model.state_dict())
-    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size):
-        pass
+    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size) as aside:
+        if isinstance(model, InternLM2ForCausalLM):
+            complete_internlm2_policy(aside)

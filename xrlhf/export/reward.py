@@ -60,9 +60,10 @@ def export_checkpoint(
     check_new_directory(out)
     model, tokenizer = trained_model(recipe, checkpoint)
     if isinstance(model, PolicyModel):
-        if keep_attributes or architecture is not None:
-            raise ConfigError("the recipe trains a policy: leave --keep-attributes and --architecture out")
-        write_policy(merged_policy(model), tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+        if keep_attributes:
+            raise ConfigError("the recipe trains a policy: leave --keep-attributes out")
+        policy = with_architecture(merged_policy(model), architecture)
+        write_policy(policy, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
         return
     kept = _head_to_keep(model.head, keep_attributes)
     written = with_architecture(_merged(model), architecture)

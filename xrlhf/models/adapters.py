@@ -20,7 +20,14 @@ from xrlhf.models.embeddings import embedding_name, embedding_weight, grow_embed
 from xrlhf.models.lora import base_is_untouched, keeps_base
 from xrlhf.models.quantised import dequantise
 
-__all__ = ["adapter_of", "find_adapter", "merge_adapter", "merge_adapter_of", "tokenizer_location"]
+__all__ = [
+    "adapter_of",
+    "adapter_weights",
+    "find_adapter",
+    "merge_adapter",
+    "merge_adapter_of",
+    "tokenizer_location",
+]
 
 logger = logging.getLogger("xrlhf")
 
@@ -107,11 +114,7 @@ def merge_adapter(
             "out of its base: convert it to a plain LoRA first (peft: save_pretrained with "
             "path_initial_model_for_weight_conversion)"
         )
-    try:
-        options: dict[str, Any] = {} if revision is None else {"revision": revision}
-        weights = load_peft_weights(location, device="cpu", **options)
-    except Exception as error:
-        raise ModelError(f"the weights of the adapter {location!r} cannot be read: {error_line(error)}") from error
+    weights = adapter_weights(location, revision)
     if head_name is None:
         if config.task_type == TaskType.SEQ_CLS:
             raise ModelError(f"the adapter {location!r} is that of a reward model (task_type SEQ_CLS)")
@@ -146,6 +149,23 @@ def merge_adapter(
     merged = merge_adapter_of(wrapped)
     merged.config._name_or_path = merged.name_or_path = location
     return merged
+
+
+def adapter_weights(location: str, revision: str | None = None) -> dict[str, Tensor]:
+    """The weights of an adapter by the names of the layers they belong to, as peft's files have them.
+
+    Args:
+        location: A directory or a hub name.
+        revision: Commit, tag or branch on the hub.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    try:
+        options: dict[str, Any] = {} if revision is None else {"revision": revision}
+        return load_peft_weights(location, device="cpu", **options)
+    except Exception as error:
+        raise ModelError(f"the weights of the adapter {location!r} cannot be read: {error_line(error)}") from error
 
 
 def merge_adapter_of(model: PeftModel) -> PreTrainedModel:

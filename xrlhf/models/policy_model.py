@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel, TaskType
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -121,6 +122,12 @@ class PolicyModel(GroupModel):
             compile=compile,
             trains=loss is not None,
         )
+        if isinstance(self.hf_model.get_output_embeddings(), LoraLayer):
+            # Its adapters add to logits, and log-probabilities are made without holding those.
+            raise ModelError(
+                "adapters on the output layer cannot be trained in a policy: leave it out of lora's target_modules, or "
+                "train it whole, by its name in modules_to_save"
+            )
         self.loss: Any = built
         self.unit = getattr(built, "unit", "groups")
         self.reference_kind = kind if isinstance(kind, str) or kind is None else "model"
