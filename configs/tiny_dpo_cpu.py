@@ -1,9 +1,9 @@
 """Direct preference optimisation of the tiny language model, on the preferences of the built-in practice data.
 
-Launch:  xrlhf train configs/tiny_sft_cpu.py
+Launch:  xrlhf train configs/tiny_dpo_cpu.py
+Needs:   2 CPU cores, 2 GiB of memory, and the model that is made before:
+         xrlhf train configs/tiny_sft_cpu.py
          xrlhf convert pth_to_hf configs/tiny_sft_cpu.py work_dirs/tiny_sft_cpu/iter_500.pth work_dirs/tiny_sft_hf
-         xrlhf train configs/tiny_dpo_cpu.py
-Needs:   2 CPU cores, 2 GiB of memory
 Expect:  on held-out pairs the chosen answer gains on the rejected one: reward_acc above 0.9
 """
 

@@ -26,6 +26,13 @@ FLAGS = {
         "per_device_train_batch_size hf_access_token use_habana use_lazy_mode world_size use_mpi "
         "ddp_find_unused_parameters"
     ),
+    "llama2_7b_sft_lora": (
+        "nnodes nproc_per_node model_name_or_path bf16 dataset_name dataset_concatenation per_device_train_batch_size "
+        "per_device_eval_batch_size gradient_accumulation_steps evaluation_strategy save_strategy save_steps "
+        "save_total_limit learning_rate logging_steps do_train num_train_epochs overwrite_output_dir log_level "
+        "output_dir peft use_fast_tokenizer use_auth_token world_size use_mpi device use_habana use_lazy_mode "
+        "adapter_model_name output_name"
+    ),
     "gemma_2b_reward": "model_name max_length train_set_path deepspeed",
 }
 """The options of the command lines that the pipelines show."""
@@ -50,12 +57,14 @@ def cells(line: str) -> list[str]:
 def test_there_is_a_section_for_every_recipe_of_a_pipeline() -> None:
     assert set(sections()) == {
         "opt_350m_reward",
+        "llama2_7b_sft_lora",
         "llama2_7b_reward_lora",
         "gemma_2b_reward",
         "llama3_8b_reward",
         "internlm2_1_8b_reward",
         "internlm2_1_8b_reward_varlen",
         "internlm2_1_8b_reward_qlora",
+        "internlm2_1_8b_dpo",
     }
 
 

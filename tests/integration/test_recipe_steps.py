@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tiny_models import CHATML, FAMILIES, TINY, byte_tokenizer
@@ -22,11 +23,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xrlhf.cli.options import INJECTED
 from xrlhf.config import check_recipe, find_recipe, list_recipes, load_recipe
+from xrlhf.data.encoding import closing_text
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.build import build_runner, build_tokenizer
 
 ROWS = 24
 STEPS = 3
+LLAMA_2 = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
+    "{% for m in (messages[1:] if system is not none else messages) %}"
+    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m.content if loop.first and system else m.content %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+"""As Llama-2-chat writes conversations: no header asks for an answer."""
 EOT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
 LN2 = math.log(2)
 FOCAL = LN2 - 0.04 * math.log(5)
@@ -77,6 +87,19 @@ LAYOUTS: dict[str, Callable[[int], dict[str, Any]]] = {
         "rejected": messages(i, False),
         "source": "sums",
     },
+    "tatsu-lab/alpaca": lambda i: {"instruction": ask(i), "input": "", "output": say(i, True), "text": "not read"},
+    "HuggingFaceH4/ultrachat_200k": lambda i: {
+        "prompt": ask(i),
+        "prompt_id": str(i),
+        "messages": [*messages(i, True), *messages(i + 1, True)],
+    },
+    "mlabonne/orpo-dpo-mix-40k": lambda i: {
+        "source": "sums",
+        "chosen": messages(i, True),
+        "rejected": messages(i, False),
+        "prompt": ask(i),
+        "question": ask(i),
+    },
 }
 """A row of every data set, by its name on the hub (columns as its card has them)."""
 
@@ -105,15 +128,21 @@ STAND_INS = {
         "opt", None, config={"word_embed_proj_dim": 16, "do_layer_norm_before": False, "dropout": 0.1}
     ),
     "meta-llama/Llama-2-7b-hf": StandIn("llama", None, {"bos_token": "<s>", "pad_token": None}),
+    "meta-llama/Llama-2-7b-chat-hf": StandIn("llama", LLAMA_2, {"bos_token": "<s>", "pad_token": None}),
     "google/gemma-2b-it": StandIn("gemma", config={"num_key_value_heads": 1}),
     "meta-llama/Meta-Llama-3-8B-Instruct": StandIn("llama", EOT, {"pad_token": None}),
     "internlm/internlm2-chat-1_8b-sft": StandIn(INTERNLM2),
+    "internlm/internlm2-1_8b": StandIn(INTERNLM2, None),
+    "Qwen/Qwen3-1.7B-Base": StandIn("qwen3", config={"tie_word_embeddings": True}),
     "Qwen/Qwen3-1.7B": StandIn("qwen3", config={"tie_word_embeddings": True}),
     "meta-llama/Llama-3.2-3B-Instruct": StandIn("llama", EOT, {"pad_token": None}),
+    "meta-llama/Llama-3.2-3B": StandIn("llama", None, {"bos_token": "<s>", "pad_token": None}),
     "google/gemma-3-1b-it": StandIn("gemma3_text", config={"sliding_window": 32}),
 }
 
 ON_THE_HUB = [name for name in list_recipes() if not name.startswith("tiny_") and name != "own_data_reward"]
+REWARDS = [name for name in ON_THE_HUB if "reward" in name.split("_")]
+POLICIES = [name for name in ON_THE_HUB if name not in REWARDS]
 
 
 def base_of(recipe: Any) -> str:
@@ -129,11 +158,13 @@ def save_stand_in(name: str, folder: Path) -> None:
     byte_tokenizer(stand_in.template, **stand_in.special).save_pretrained(folder)
 
 
-def save_rows(name: str, folder: Path) -> None:
-    folder.mkdir()
-    for split in ("train", "test"):
-        lines = [json.dumps(LAYOUTS[name](i)) + "\n" for i in range(ROWS)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+def save_rows(recipe: Any, folder: Path) -> None:
+    """Every split that the recipe reads, under the names that files on the hub have."""
+    (folder / "data").mkdir(parents=True)
+    lines = [json.dumps(LAYOUTS[recipe.data_path](i)) + "\n" for i in range(ROWS)]
+    datasets_of = (recipe[section].dataset for section in ("train_dataloader", "val_dataloader"))
+    for split in {item.source.split for dataset in datasets_of for item in dataset.sources}:
+        (folder / "data" / f"{split}-00000-of-00001.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.fixture
@@ -147,7 +178,7 @@ def shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], A
         file = find_recipe(name)
         shipped = load_recipe(file)
         save_stand_in(base_of(shipped), tmp_path / "model")
-        save_rows(shipped.data_path, tmp_path / "rows")
+        save_rows(shipped, tmp_path / "rows")
         base = "pretrained" if "pretrained" in shipped else "pretrained_model_name_or_path"
         options = [f"{base}={tmp_path / 'model'}", f"data_path={tmp_path / 'rows'}", f"work_dir={tmp_path / name}"]
         sections = ("train_dataloader", "val_dataloader")
@@ -166,40 +197,88 @@ def test_every_recipe_of_the_hub_has_its_stand_ins() -> None:
     assert {recipe.data_path for recipe in recipes} == LAYOUTS.keys()
 
 
-@pytest.mark.usefixtures("package_logger")
-@pytest.mark.parametrize("name", ON_THE_HUB)
-def test_it_steps(name: str, shrunk: Callable[[str], Any], tmp_path: Path) -> None:
-    if name.endswith("_qlora"):
-        pytest.importorskip("bitsandbytes")
-    recipe = shrunk(name)
+@dataclass(frozen=True)
+class Steps:
+    """What ``STEPS`` steps of a recipe did.
+
+    Args:
+        losses: As they were logged.
+        after: The model's state afterwards.
+        changed: The names in it that have other values than before.
+        dataset: What was trained on.
+        tokenizer: The prepared one.
+    """
+
+    losses: list[float]
+    after: dict[str, torch.Tensor]
+    changed: set[str]
+    dataset: Any
+    tokenizer: Any
+
+
+def take_steps(recipe: Any) -> Steps:
     runner = build_runner(recipe, device=CpuDevice())
     before = {key: value.clone() for key, value in runner.model.state_dict().items()}
     runner.train()
+    folder = Path(recipe.work_dir)
     logged = [
         json.loads(line)
-        for path in (tmp_path / name).glob("*/vis_data/scalars.json")
+        for path in folder.glob("*/vis_data/scalars.json")
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
-    losses = [entry["loss"] for entry in logged if "loss" in entry]
-    expected = FOCAL if "internlm2" in name else LN2
-    assert losses[0] == pytest.approx(expected, abs=1e-4)
+    losses = [entry["loss"] for entry in logged if "lr" in entry]
     assert len(losses) == STEPS
     assert all(math.isfinite(loss) for loss in losses)
-    assert (tmp_path / name / f"iter_{STEPS}.pth").is_file()
-    report = json.loads((tmp_path / name / "data_report.json").read_text(encoding="utf-8"))
+    assert (folder / f"iter_{STEPS}.pth").is_file()
+    report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
     assert [next(iter(report[split].values()))["left_out"] for split in ("train", "val")] == [{}, {}]
     after = runner.strategy.module.state_dict()
     changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    head = {key for key in after if ".score" in key or ".v_head" in key}
-    assert changed & head
+    return Steps(losses, after, changed, runner.train_loop.dataloader.dataset, build_tokenizer(recipe))
+
+
+@pytest.mark.usefixtures("package_logger")
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_model_steps(name: str, shrunk: Callable[[str], Any]) -> None:
+    if name.endswith("_qlora"):
+        pytest.importorskip("bitsandbytes")
+    steps = take_steps(shrunk(name))
+    assert steps.losses[0] == pytest.approx(FOCAL if "internlm2" in name else LN2, abs=1e-4)
+    head = {key for key in steps.after if ".score" in key or ".v_head" in key}
+    assert steps.changed & head
     # Adapters leave everything else as it was; all weights move otherwise (a bias that scores do not see may not).
     if "lora" in name:
-        assert all("lora_" in key or key in head or "trainable_tokens" in key for key in changed)
+        assert all("lora_" in key or key in head or "trainable_tokens" in key for key in steps.changed)
     else:
-        assert len(changed) > 0.8 * len(after)
+        assert len(steps.changed) > 0.8 * len(steps.after)
 
 
-@pytest.mark.parametrize("name", ON_THE_HUB)
+@pytest.mark.usefixtures("package_logger")
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_steps(name: str, shrunk: Callable[[str], Any]) -> None:
+    """DPO begins at ln 2; small random weights give every token the same probability, near enough."""
+    recipe = shrunk(name)
+    steps = take_steps(recipe)
+    uniform = math.log(max(len(value) for key, value in steps.after.items() if "embed" in key))
+    expected = {"sft": (uniform, 0.1), "dpo": (LN2, 1e-3), "orpo": (uniform + recipe.get("beta", 0.0) * LN2, 0.1)}
+    first, tolerance = next(expected[method] for method in expected if method in name.split("_"))
+    assert steps.losses[0] == pytest.approx(first, abs=tolerance)
+    trained = {key for key in steps.after if not key.startswith("reference.")}
+    assert steps.changed <= trained, "the reference stays"
+    if recipe.get("lora") is not None:
+        assert steps.changed
+        assert all("lora_" in key or "trainable_tokens" in key for key in steps.changed)
+    else:
+        assert len(steps.changed) > 0.8 * len(trained)
+    # What is learnt is the answers with what closes them, and nothing of the questions.
+    group = steps.dataset[0]
+    learnt = steps.tokenizer.decode(np.concatenate([group.prompt_ids, *group.response_ids])[group.is_target])
+    assert "It is" in learnt
+    assert closing_text(steps.tokenizer).strip() in learnt
+    assert "plus" not in learnt
+
+
+@pytest.mark.parametrize("name", REWARDS)
 def test_the_scored_token_is_the_end_of_the_conversation(name: str, shrunk: Callable[[str], Any]) -> None:
     """A token of its own that is not padding: not the newline behind it, not what comes before the padding."""
     recipe = shrunk(name)
