@@ -2,9 +2,10 @@
 
 Launch:  NPROC_PER_NODE=8 xrlhf train configs/llama3_8b_reward.py --strategy zero3
          NPROC_PER_NODE=8 xrlhf train llama3_8b_reward dtype=bfloat16 lr=1e-4 lora="{r: 64, lora_alpha: 128}"
-Needs:   for the first line 15 GiB on each of eight GPUs, for their share of 8 billion weights, gradients and Adam in
-         float32 (120 GiB in all), and room for activations; 30 GiB of host memory a process while it starts; for the
-         second, which trains adapters, 15 GiB for the frozen base in bfloat16, and room for activations
+Needs:   for the first line some 43 GiB on each of eight GPUs by the plan of --dry-run --gpus 8: 15 GiB are its share of
+         8 billion weights, gradients and Adam in float32, the rest is gathered weights and activations; 30 GiB of host
+         memory a process while it starts; for the second, which trains adapters, 15 GiB for the frozen base in
+         bfloat16, and room for activations
 Expect:  a loss of 0.6931 (ln 2) at step 1, as every score is 0, then falling
 
 The template ends on <|eot_id|>, which is scored; padding is a reserved token, so that the embeddings get no new row.
