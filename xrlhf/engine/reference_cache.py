@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -139,8 +139,21 @@ def _write(path: Path, found: list[tuple[int, list[float]]]) -> None:
         ) from error
 
 
-def _read(path: Path, num_groups: int) -> list[np.ndarray]:
-    """(K,) float32 of each group."""
+class _ByGroup(Sequence[np.ndarray]):
+    """(K,) float32 of each group, in two flat arrays however many groups there are."""
+
+    def __init__(self, counts: np.ndarray, values: np.ndarray) -> None:
+        self._ends = np.cumsum(counts)
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+
+def _read(path: Path, num_groups: int) -> _ByGroup:
     try:
         with np.load(path) as file:
             counts, values = file["counts"], file["values"]
@@ -148,4 +161,4 @@ def _read(path: Path, num_groups: int) -> list[np.ndarray]:
         raise DataError(f"{path} is damaged ({error}): delete it") from error
     if len(counts) != num_groups or counts.sum() != len(values):
         raise DataError(f"{path} holds {len(counts)} groups, the data set has {num_groups}: delete it")
-    return np.split(values, np.cumsum(counts)[:-1])
+    return _ByGroup(counts, values)
