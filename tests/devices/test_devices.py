@@ -301,7 +301,7 @@ def test_contract_an_intel_gpu_is_chosen_before_the_group_starts(
         "torch.distributed.init_process_group", lambda backend, **kwargs: calls.append((backend, kwargs["rank"]))
     )
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
+        monkeypatch.setenv(name, "29500" if name == "MASTER_PORT" else "0")
     start_process_group(accelerator(), Ranks(rank=3, world_size=4, local_rank=1, launcher="mpi"))
     assert calls == [("set_device", 1), ("cpu:gloo,xpu:xccl", 3)]
 

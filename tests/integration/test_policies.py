@@ -27,7 +27,7 @@ OF_SFT = [
     "train_dataloader.dataset.sources.0.source.num_groups=400",
     "val_dataloader.dataset.sources.0.source.num_groups=60",
 ]
-OF_DPO = [*OF_SFT, f"train_cfg.max_steps={DPO_STEPS}", "default_hooks.checkpoint.interval=6"]
+OF_DPO = [*OF_SFT, f"train_cfg.max_steps={DPO_STEPS}", "default_hooks.checkpoint.interval=6", "nll_weight=0.0"]
 
 
 @dataclass(frozen=True)

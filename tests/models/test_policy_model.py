@@ -15,7 +15,7 @@ from xrlhf.data.packing import pack
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses import RankingLoss
 from xrlhf.losses.policy import DPOLoss, LanguageModelLoss, ORPOLoss
-from xrlhf.models import PolicyModel, RewardModel
+from xrlhf.models import PolicyModel, RewardModel, causal_lm_from_config
 from xrlhf.structures import PackedBatch
 
 
@@ -49,7 +49,7 @@ def test_the_reference(options: dict[str, Any], kind: str | None) -> None:
 
 
 def test_another_model_as_the_reference() -> None:
-    another = {"type": "causal_lm_from_config", "model_type": "llama", **small(320)}
+    another = {"type": causal_lm_from_config, "model_type": "llama", **small(320)}
     model = PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference=another)
     assert model.reference_kind == "model"
     assert model.reference is not None
@@ -89,7 +89,7 @@ def test_a_loss_of_policies_in_a_reward_model() -> None:
 
 
 def test_a_reference_of_another_vocabulary() -> None:
-    another = {"type": "causal_lm_from_config", "model_type": "llama", **small(64)}
+    another = {"type": causal_lm_from_config, "model_type": "llama", **small(64)}
     with pytest.raises(ModelError, match="the reference embeds 64 tokens and the policy 320"):
         PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference=another)
 
