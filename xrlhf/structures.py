@@ -203,6 +203,12 @@ class PackedBatch:
         own, shared = sums[: num_groups * most].view(num_groups, most), sums[num_groups * most :]
         return torch.where(self.response_mask, own + shared.unsqueeze(1), values.new_zeros(()))
 
+    def num_targets(self) -> Tensor:
+        """(G, K) int64, target tokens of each response, those of its prompt included."""
+        if self.target_slot is None:
+            raise ValueError("the batch does not say which tokens are targets")
+        return self.sum_over_responses(torch.ones_like(self.target_slot))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch with its tensors on ``device``."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))

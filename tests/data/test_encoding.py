@@ -293,7 +293,7 @@ def test_end_cuts_plain_text_before_its_eos() -> None:
 def test_end_needs_to_know_what_stands_behind_an_answer() -> None:
     deaf = byte_tokenizer("{% for message in messages %}{{ message['role'] }}{% endfor %}")
     encoder = GroupEncoder(deaf, max_length=10, truncation="end")
-    with pytest.raises(ModelError, match=r"which truncation='end' needs.* use truncation='drop' or 'prompt'"):
+    with pytest.raises(ModelError, match=r"truncation='end' needs to know .* use truncation='drop' or 'prompt'"):
         encoder.encode([group("Hi", "a", "b")], keep_identical=True)
 
 

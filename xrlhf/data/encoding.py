@@ -23,7 +23,7 @@ from xrlhf.data.targets import TARGET_RULES, TargetRule, in_spans, target_turns,
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
 
-__all__ = ["GroupEncoder", "TargetRule", "Truncation", "closing_text", "shared_prefix_length", "tokenizer_fingerprint"]
+__all__ = ["GroupEncoder", "TargetRule", "Truncation", "shared_prefix_length", "tokenizer_fingerprint"]
 
 Truncation = Literal["drop", "prompt", "end"]
 """What to do with a conversation over the limit: leave the group out, cut the prompt's beginning, cut the end."""
@@ -117,27 +117,6 @@ def _template_options(group: Group) -> dict[str, Any] | RowError:
     if tools and not isinstance(tools, list):
         return RowError(Reason.WRONG_TYPE, f"tools is {kind_of(tools)}; expected a list of tools")
     return {**options, "tools": tools} if tools else dict(options)
-
-
-def closing_text(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> str:
-    """What the chat template writes behind the last answer of a conversation.
-
-    Args:
-        tokenizer: With a chat template.
-        options: Of the chat template.
-
-    Raises:
-        ModelError: The template does not render a question with its answer.
-    """
-    conversation = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-    try:
-        rendered = cast(str, tokenizer.apply_chat_template(conversation, tokenize=False, **(options or {})))
-        return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
-    except Exception as error:
-        raise ModelError(
-            "it cannot be told what the chat template writes behind the last answer, which truncation='end' needs: "
-            f"rendering a user and an assistant turn failed: {error}; use truncation='drop' or 'prompt'"
-        ) from error
 
 
 class GroupEncoder:
@@ -508,8 +487,16 @@ class GroupEncoder:
                 self._closing[True] = as_ids([] if eos is None else [eos])
             else:
                 self._closing[False] = as_ids(
-                    self.tokenizer(closing_text(self.tokenizer, self.chat_template_kwargs), add_special_tokens=False)[
-                        "input_ids"
-                    ]
+                    self.tokenizer(self._closing_text(), add_special_tokens=False)["input_ids"]
                 )
         return self._closing[is_text]
+
+    def _closing_text(self) -> str:
+        try:
+            rendered = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}], {})
+            return rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
+        except Exception as error:
+            raise ModelError(
+                "truncation='end' needs to know what the chat template writes behind the last answer, but rendering a "
+                f"user and an assistant turn failed: {error}; use truncation='drop' or 'prompt'"
+            ) from error

@@ -7,17 +7,20 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.errors import UserError, error_line
 from xrlhf.export.directory import new_directory
+from xrlhf.models.adapters import merge_adapter_of
+from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import torch_dtype
 
-__all__ = ["state_in", "write_tokenizer", "written_model"]
+__all__ = ["merged_model", "state_in", "write_tokenizer", "written_model"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -26,6 +29,13 @@ def state_in(dtype: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's state with its floating-point tensors in another type."""
     wanted = torch_dtype(dtype)
     return {name: value.detach().to(wanted) if value.is_floating_point() else value for name, value in state.items()}
+
+
+def merged_model(model: GroupModel) -> PreTrainedModel:
+    """The transformers model with the adapters in its weights; ``model`` is used up."""
+    if not model.uses_lora:
+        return model.hf_model
+    return merge_adapter_of(cast(PeftModel, model.backbone))
 
 
 @contextmanager

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import cast
 
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.export.directory import check_new_directory
 from xrlhf.export.internlm2 import complete_internlm2_policy
-from xrlhf.export.model_files import state_in, written_model
-from xrlhf.models.adapters import merge_adapter_of
+from xrlhf.export.model_files import merged_model, state_in, written_model
 from xrlhf.models.generation import stop_ids
 from xrlhf.models.internlm2 import InternLM2ForCausalLM
 from xrlhf.models.policy_model import PolicyModel
 
-__all__ = ["merged_policy", "save_policy", "write_policy"]
+__all__ = ["save_policy", "write_policy"]
 
 
 def save_policy(
@@ -45,15 +42,8 @@ def save_policy(
         UserError: ``out`` is not empty or cannot be written.
     """
     check_new_directory(out)
-    merged = merged_policy(copy.deepcopy(model)) if model.uses_lora else model.hf_model
+    merged = merged_model(copy.deepcopy(model)) if model.uses_lora else model.hf_model
     write_policy(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
-
-
-def merged_policy(model: PolicyModel) -> PreTrainedModel:
-    """The language model with the adapters in its weights; ``model`` is used up."""
-    if not model.uses_lora:
-        return model.hf_model
-    return merge_adapter_of(cast(PeftModel, model.backbone))
 
 
 def write_policy(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
-from typing import cast
 
 from mmengine.config import Config
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,9 +15,8 @@ from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.export.directory import check_new_directory
 from xrlhf.export.internlm2 import complete_internlm2, with_architecture
-from xrlhf.export.model_files import state_in, written_model
-from xrlhf.export.policy import merged_policy, write_policy
-from xrlhf.models.adapters import merge_adapter_of
+from xrlhf.export.model_files import merged_model, state_in, written_model
+from xrlhf.export.policy import write_policy
 from xrlhf.models.heads import AttributeHead, Head, describe_head
 from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import score_head, torch_dtype
@@ -62,11 +59,11 @@ def export_checkpoint(
     if isinstance(model, PolicyModel):
         if keep_attributes:
             raise ConfigError("the recipe trains a policy: leave --keep-attributes out")
-        policy = with_architecture(merged_policy(model), architecture)
+        policy = with_architecture(merged_model(model), architecture)
         write_policy(policy, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
         return
     kept = _head_to_keep(model.head, keep_attributes)
-    written = with_architecture(_merged(model), architecture)
+    written = with_architecture(merged_model(model), architecture)
     write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
 
 
@@ -124,7 +121,7 @@ def save_reward_model(
     """
     check_new_directory(out)
     kept = _head_to_keep(model.head, keep_attributes)
-    merged = _merged(copy.deepcopy(model)) if model.uses_lora else model.hf_model
+    merged = merged_model(copy.deepcopy(model)) if model.uses_lora else model.hf_model
     written = with_architecture(merged, architecture)
     write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
 
@@ -145,13 +142,6 @@ def _fold(state: dict[str, Tensor], model: PreTrainedModel, head: AttributeHead)
     state[f"{name}.weight"] = weight
     if bias is not None:
         state[f"{name}.bias"] = bias
-
-
-def _merged(model: RewardModel) -> PreTrainedModel:
-    """The model with its adapters in its weights; ``model`` is used up."""
-    if not model.uses_lora:
-        return model.hf_model
-    return merge_adapter_of(cast(PeftModel, model.backbone))
 
 
 def write_reward_model(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["GroupMean", "Objective", "TargetObjective", "Targets", "group_mean"]
+__all__ = ["GroupMean", "Objective", "TargetObjective", "Targets", "counted_sums", "group_mean"]
 
 
 class GroupMean(NamedTuple):
@@ -78,3 +79,18 @@ def group_mean(values: Tensor, counted: Tensor) -> GroupMean:
     kept = torch.where(counted, values, torch.zeros_like(values)).flatten(1).sum(dim=1)
     number = counted.flatten(1).sum(dim=1)
     return GroupMean(kept / number.clamp(min=1), number > 0)
+
+
+def counted_sums(means: Mapping[str, GroupMean], weights: Tensor) -> dict[str, Tensor]:
+    """Metrics of groups as sums over them, each beside its count, as :class:`~xrlhf.structures.LossOutput` has them.
+
+    Args:
+        means: A metric of each group, by name.
+        weights: (G,) float32, 1 for a group that counts, 0 for filler.
+    """
+    sums = {}
+    for name, (values, counted) in means.items():
+        kept = counted * weights
+        sums[name] = torch.where(kept > 0, values * kept, 0.0).sum()
+        sums[f"num_{name}"] = kept.sum()
+    return sums

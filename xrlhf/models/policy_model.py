@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.errors import ConfigError, ModelError
+from xrlhf.losses.objective import counted_sums
 from xrlhf.losses.policy import PolicyLoss, ResponseLogps
 from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.flops import MatrixFlops, matrix_flops
@@ -30,8 +30,6 @@ from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
 
 __all__ = ["PolicyModel"]
-
-logger = logging.getLogger("xrlhf")
 
 
 @MODELS.register_module()
@@ -150,10 +148,9 @@ class PolicyModel(GroupModel):
         flops = matrix_flops(self.hf_model)
         weight = embedding_weight(self.hf_model)
         of_reference = MatrixFlops(0.0, {})
-        runs_reference = self.reference_kind is not None and self.reference_kind != "cached"
-        if runs_reference:
+        if self._runs_reference:
             of_reference = matrix_flops(self.reference or self.hf_model, forward_only=True)
-        of_output = 2.0 * weight.numel() * (2 + weight.requires_grad + runs_reference)
+        of_output = 2.0 * weight.numel() * (2 + weight.requires_grad + self._runs_reference)
 
         def count(batch: PackedBatch) -> float:
             targets = 0 if batch.target_index is None else len(batch.target_index)
@@ -161,6 +158,11 @@ class PolicyModel(GroupModel):
             return flops.of(batch.segments, read) + of_reference.of(batch.segments, read) + of_output * targets
 
         return count
+
+    @property
+    def _runs_reference(self) -> bool:
+        """Whether a step runs the reference; what is cached was run before."""
+        return self.reference_kind not in (None, "cached")
 
     def train(self, mode: bool = True) -> PolicyModel:
         """As ever, but the reference stays as it is."""
@@ -220,8 +222,7 @@ class PolicyModel(GroupModel):
 
     def logps(self, batch: PackedBatch, token_log_probs: Tensor) -> ResponseLogps:
         """Sums over the target tokens of each response."""
-        ones = torch.ones_like(token_log_probs, dtype=torch.int64)
-        return ResponseLogps(batch.sum_over_responses(token_log_probs), batch.sum_over_responses(ones))
+        return ResponseLogps(batch.sum_over_responses(token_log_probs), batch.num_targets())
 
     def forward(
         self, batch: PackedBatch, mode: Literal["loss", "outputs"] = "loss"
@@ -231,8 +232,7 @@ class PolicyModel(GroupModel):
         What a strategy wraps around the model sees calls of this method only.
         """
         # The reference first: its activations are gone before the policy's are made.
-        runs_reference = self.reference_kind is not None and self.reference_kind != "cached"
-        reference = self.reference_log_probs(batch) if runs_reference else None
+        reference = self.reference_log_probs(batch) if self._runs_reference else None
         policy = self.token_log_probs(batch)
         if mode == "outputs":
             return policy, reference
@@ -242,8 +242,7 @@ class PolicyModel(GroupModel):
         if self.reference_kind == "cached":
             if batch.reference_logps is None:
                 raise ModelError("the data comes without its reference's log-probabilities: train through a recipe")
-            ones = torch.ones_like(cast(Tensor, batch.target_index))
-            return ResponseLogps(batch.reference_logps, batch.sum_over_responses(ones))
+            return ResponseLogps(batch.reference_logps, batch.num_targets())
         return None if reference is None else self.logps(batch, reference)
 
     def _loss_of(self, batch: PackedBatch, policy: Tensor, reference: Tensor | None) -> LossOutput:
@@ -255,23 +254,16 @@ class PolicyModel(GroupModel):
         losses = self.loss(of_policy, of_reference, mask, batch.ratings)
         # Filler must not reach the weights even if its own loss is not finite.
         losses = torch.where(weights > 0, losses, 0.0)
-        metrics: dict[str, Tensor] = {}
         with torch.no_grad():
             detached = ResponseLogps(of_policy.logps.detach(), of_policy.num_tokens)
-            for name, (values, counted) in self.loss.statistics(detached, of_reference, mask, batch.ratings).items():
-                kept = counted * weights
-                metrics[name] = torch.where(kept > 0, values * kept, 0.0).sum()
-                metrics[f"num_{name}"] = kept.sum()
+            metrics = counted_sums(self.loss.statistics(detached, of_reference, mask, batch.ratings), weights)
         return LossOutput(loss=(losses * weights).sum(), group_losses=losses.detach(), metrics=metrics)
 
     def units(self, batch: PackedBatch) -> Tensor:
         """What the loss of a batch is divided by: the number of its groups, or of their target tokens."""
         if self.unit == "groups":
             return batch.group_weights.sum()
-        if batch.target_slot is None:
-            return batch.group_weights.new_zeros(())
-        per_response = batch.sum_over_responses(torch.ones_like(batch.target_slot))
-        return (per_response.sum(dim=1) * batch.group_weights).sum()
+        return (batch.num_targets().sum(dim=1) * batch.group_weights).sum()
 
 
 def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -> str | Mapping[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.data.padding import unpack
 from xrlhf.errors import ConfigError, ModelError
-from xrlhf.losses.objective import GroupMean
+from xrlhf.losses.objective import GroupMean, counted_sums
 from xrlhf.losses.policy import PolicyLoss
 from xrlhf.losses.statistics import pair_statistics
 from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
@@ -25,8 +24,6 @@ from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
 
 __all__ = ["RewardModel"]
-
-logger = logging.getLogger("xrlhf")
 
 
 @MODELS.register_module()
@@ -198,10 +195,7 @@ class RewardModel(GroupModel):
                 "score_mean": GroupMean(statistics["chosen_score"], mask.sum(dim=1) == 1),
                 **self.statistics(outputs.detach(), batch),
             }
-            for name, (values, counted) in means.items():
-                kept = counted * weights
-                metrics[name] = torch.where(kept > 0, values * kept, 0.0).sum()
-                metrics[f"num_{name}"] = kept.sum()
+            metrics |= counted_sums(means, weights)
         return LossOutput(loss=(losses * weights).sum(), group_losses=losses.detach(), metrics=metrics)
 
     @torch.no_grad()

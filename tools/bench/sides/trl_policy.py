@@ -15,7 +15,7 @@ from job import read_job, write_result  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
-from trl_clock import Clock, training_result  # noqa: E402
+from trl_clock import Clock, training_arguments, training_result  # noqa: E402
 
 
 class SFTInOrder(SFTTrainer):
@@ -36,28 +36,9 @@ def main(job_file: str) -> None:
     """Train as the job says and write what was measured."""
     job = read_job(job_file)
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    options: dict[str, Any] = {} if job["trl_defaults"] else {"gradient_checkpointing": False}
     is_dpo = job["stage"] == "dpo"
-    if is_dpo:
-        options |= {"beta": job["beta"]}
-    config = (DPOConfig if is_dpo else SFTConfig)(
-        output_dir=job["scratch"],
-        per_device_train_batch_size=job["batch"],
-        gradient_accumulation_steps=job["groups_per_step"] // job["batch"],
-        max_steps=job["steps"],
-        learning_rate=job["lr"],
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        weight_decay=0.0,
-        max_length=job["max_length"],
-        bf16=job["dtype"] == "bfloat16",
-        use_cpu=job["device"] == "cpu",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        seed=0,
-        **options,
-    )
+    options = {"beta": job["beta"]} if is_dpo else {}
+    config = (DPOConfig if is_dpo else SFTConfig)(**training_arguments(job), **options)
     clock = Clock()
     common = {
         "model": model,

@@ -15,7 +15,7 @@ from job import read_job, write_result  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
-from trl_clock import Clock, training_result  # noqa: E402
+from trl_clock import Clock, training_arguments, training_result  # noqa: E402
 
 
 class InOrder(RewardTrainer):
@@ -30,29 +30,10 @@ def main(job_file: str) -> None:
     job = read_job(job_file)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32)
-    options = {} if job["trl_defaults"] else {"gradient_checkpointing": False}
     clock = Clock()
     trainer = InOrder(
         model=model,
-        args=RewardConfig(
-            output_dir=job["scratch"],
-            per_device_train_batch_size=job["batch"],
-            gradient_accumulation_steps=job["groups_per_step"] // job["batch"],
-            max_steps=job["steps"],
-            learning_rate=job["lr"],
-            lr_scheduler_type="constant",
-            max_grad_norm=1.0,
-            weight_decay=0.0,
-            max_length=job["max_length"],
-            bf16=job["dtype"] == "bfloat16",
-            use_cpu=job["device"] == "cpu",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            dataset_num_proc=job.get("num_proc"),
-            seed=0,
-            **options,
-        ),
+        args=RewardConfig(**training_arguments(job), dataset_num_proc=job.get("num_proc")),
         train_dataset=load_dataset("json", data_files=job["data"], split="train", cache_dir=job["scratch"] + "_cache"),
         processing_class=tokenizer,
         callbacks=[clock],

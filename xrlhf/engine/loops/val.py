@@ -14,9 +14,8 @@ from xrlhf.registry import LOOPS
 __all__ = ["GroupValLoop", "LossValLoop"]
 
 
-@LOOPS.register_module()
-class GroupValLoop(BaseLoop):
-    """Scores every group of the validation set once.
+class _ValLoop(BaseLoop):
+    """Runs the model on every group of the validation set once.
 
     Args:
         runner: The runner.
@@ -28,27 +27,45 @@ class GroupValLoop(BaseLoop):
         super().__init__(runner, dataloader)
 
     def run(self) -> dict[str, float]:
-        """Metrics over the set: overall, and per source where there are several."""
+        """Metrics over the set."""
         runner = self.runner
-        strategy = runner.strategy
         runner.call_hook("before_val")
         runner.call_hook("before_val_epoch")
-        model = strategy.module
-        model.eval()
-        metrics = evaluate_batches(model, self.dataloader, strategy.device, wrapped=strategy.model)
-        merged = SetMetrics()
-        for state in strategy.gather_objects(metrics.state()):
-            merged.merge(state)
-        results = merged.compute(self.dataloader.dataset.names)
-        if len(self.dataloader.dataset.names) == 1:
-            results = {name: value for name, value in results.items() if "/" not in name}
+        runner.strategy.module.eval()
+        results = self._metrics(runner.strategy)
         runner.call_hook("after_val_epoch", metrics=results)
         runner.call_hook("after_val")
         return results
 
+    def _metrics(self, strategy: Any) -> dict[str, float]:
+        """Of the whole set, the same on every process."""
+        raise NotImplementedError
+
 
 @LOOPS.register_module()
-class LossValLoop(BaseLoop):
+class GroupValLoop(_ValLoop):
+    """Scores every group of the validation set once: overall, and per source where there are several.
+
+    Args:
+        runner: The runner.
+        dataloader: Gives this process's share of the set.
+        evaluator: Unused; mmengine hands one to every validation loop.
+    """
+
+    def _metrics(self, strategy: Any) -> dict[str, float]:
+        metrics = evaluate_batches(strategy.module, self.dataloader, strategy.device, wrapped=strategy.model)
+        merged = SetMetrics()
+        for state in strategy.gather_objects(metrics.state()):
+            merged.merge(state)
+        names = self.dataloader.dataset.names
+        results = merged.compute(names)
+        if len(names) == 1:
+            results = {name: value for name, value in results.items() if "/" not in name}
+        return results
+
+
+@LOOPS.register_module()
+class LossValLoop(_ValLoop):
     """The loss and its metrics on every group of the validation set, as training has them in a step: for policies.
 
     Args:
@@ -57,19 +74,7 @@ class LossValLoop(BaseLoop):
         evaluator: Unused; mmengine hands one to every validation loop.
     """
 
-    def __init__(self, runner: Any, dataloader: EvalLoader, evaluator: Any = None) -> None:
-        super().__init__(runner, dataloader)
-
-    def run(self) -> dict[str, float]:
-        """Means over the set: of the loss by its unit, of every metric by its count."""
-        runner = self.runner
-        strategy = runner.strategy
-        runner.call_hook("before_val")
-        runner.call_hook("before_val_epoch")
-        strategy.module.eval()
+    def _metrics(self, strategy: Any) -> dict[str, float]:
         own = SetLoss()
         own.add(strategy.module, self.dataloader, strategy.device, strategy.model)
-        results = SetLoss.of_all(strategy.gather_objects(own.sums)).compute()
-        runner.call_hook("after_val_epoch", metrics=results)
-        runner.call_hook("after_val")
-        return results
+        return SetLoss.of_all(strategy.gather_objects(own.sums)).compute()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from xrlhf.losses.objective import GroupMean
-from xrlhf.losses.options import number_option
-from xrlhf.losses.pairs import has_pair, pairwise
-from xrlhf.losses.policy.logps import log_ratios
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.pairs import pairwise
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import RatioLoss
 from xrlhf.registry import LOSSES
 
 __all__ = ["APODownLoss", "APOZeroLoss"]
 
 
 @LOSSES.register_module()
-class APOZeroLoss(nn.Module):
+class APOZeroLoss(RatioLoss):
     """Makes the chosen answers likelier and the rejected ones less likely, each measured by itself.
 
     For responses y_i, y_j of a prompt x, i preferred::
@@ -44,12 +41,8 @@ class APOZeroLoss(nn.Module):
         D'Oosterlinck et al., arXiv 2408.06266, equation 7.
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        self.beta = number_option("APOZeroLoss", "beta", beta, exclusive=True)
+        super().__init__(beta)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
@@ -58,26 +51,12 @@ class APOZeroLoss(nn.Module):
         # 1 - sigmoid(r) = sigmoid(-r), which keeps its digits where r is large.
         return pairs.mean((-rewards).sigmoid().unsqueeze(2) + rewards.sigmoid().unsqueeze(1))
 
-    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
-        """(G, K), r of each response; 0 where there is none."""
-        return self.beta * log_ratios(policy, reference, mask)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, reference, mask), policy, mask, ratings)
-
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}"
 
 
 @LOSSES.register_module()
-class APODownLoss(nn.Module):
+class APODownLoss(RatioLoss):
     """Makes the chosen answers less likely, and the rejected ones still less.
 
     For responses y_i, y_j of a prompt x, i preferred::
@@ -104,32 +83,14 @@ class APODownLoss(nn.Module):
         D'Oosterlinck et al., arXiv 2408.06266, equation 8.
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        self.beta = number_option("APODownLoss", "beta", beta, exclusive=True)
+        super().__init__(beta)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
         rewards = self.rewards(policy, reference, mask)
         pairs = pairwise(rewards, mask, ratings)
         return pairs.mean(rewards.sigmoid().unsqueeze(2) + (-pairs.differences).sigmoid())
-
-    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
-        """(G, K), r of each response; 0 where there is none."""
-        return self.beta * log_ratios(policy, reference, mask)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, reference, mask), policy, mask, ratings)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}"

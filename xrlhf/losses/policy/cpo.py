@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from xrlhf.losses.objective import GroupMean
 from xrlhf.losses.options import number_option
-from xrlhf.losses.pairs import has_pair, pairwise
+from xrlhf.losses.pairs import pairwise
 from xrlhf.losses.policy.logistic import logistic
 from xrlhf.losses.policy.logps import chosen_nll, existing_logps
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import PreferenceLoss
 from xrlhf.registry import LOSSES
 
 __all__ = ["CPOLoss"]
 
 
 @LOSSES.register_module()
-class CPOLoss(nn.Module):
+class CPOLoss(PreferenceLoss):
     """Negative log-likelihood of the preferences, the log-probability being the reward, plus that of the best response.
 
     For responses y_i, y_j of a prompt x, i preferred, n_1 the number of tokens of the best response y_1, and
@@ -53,9 +52,6 @@ class CPOLoss(nn.Module):
         trl/experimental/cpo/cpo_trainer.py.
     """
 
-    needs_reference = False
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_weight: float = 1.0) -> None:
         super().__init__()
         self.beta = number_option("CPOLoss", "beta", beta, exclusive=True)
@@ -64,23 +60,13 @@ class CPOLoss(nn.Module):
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
-        pairs = pairwise(self.rewards(policy, mask), mask, ratings)
+        pairs = pairwise(self.rewards(policy, reference, mask), mask, ratings)
         losses = pairs.mean(logistic(pairs.differences, self.label_smoothing))
         return losses + self.nll_weight * chosen_nll(policy, mask, ratings).values
 
-    def rewards(self, policy: ResponseLogps, mask: Tensor) -> Tensor:
+    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
         """(G, K), beta * log p of each response; 0 where there is none."""
         return self.beta * existing_logps(policy, mask)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of beta * log p."""
-        return reward_statistics(self.rewards(policy, mask), policy, mask, ratings)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, label_smoothing={self.label_smoothing:g}, nll_weight={self.nll_weight:g}"

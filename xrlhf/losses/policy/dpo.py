@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xrlhf.losses.objective import GroupMean
-from xrlhf.losses.options import number_option, switch_option
-from xrlhf.losses.pairs import has_pair, pairwise
+from xrlhf.losses.options import number_option
+from xrlhf.losses.pairs import pairwise
 from xrlhf.losses.policy.logistic import logistic
-from xrlhf.losses.policy.logps import chosen_nll, log_ratios
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.policy.logps import chosen_nll
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import RatioLoss
 from xrlhf.registry import LOSSES
 
 __all__ = ["DPOLoss", "HingeDPOLoss", "RobustDPOLoss"]
 
 
 @LOSSES.register_module()
-class DPOLoss(nn.Module):
+class DPOLoss(RatioLoss):
     """Negative log-likelihood of the preferences, the log-ratio to a reference model being the reward.
 
     For responses y_i, y_j of a prompt x, i preferred, and e = ``label_smoothing``::
@@ -60,16 +59,11 @@ class DPOLoss(nn.Module):
         term: Pang et al., arXiv 2404.19733; Llama 3, arXiv 2407.21783, section on DPO.
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, per_token: bool = False, nll_weight: float = 0.0
     ) -> None:
-        super().__init__()
-        self.beta = number_option("DPOLoss", "beta", beta, exclusive=True)
+        super().__init__(beta, per_token)
         self.label_smoothing = number_option("DPOLoss", "label_smoothing", label_smoothing, below=0.5)
-        self.per_token = switch_option("DPOLoss", "per_token", per_token)
         self.nll_weight = number_option("DPOLoss", "nll_weight", nll_weight)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
@@ -80,20 +74,6 @@ class DPOLoss(nn.Module):
             losses = losses + self.nll_weight * chosen_nll(policy, mask, ratings).values
         return losses
 
-    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
-        """(G, K), r of each response; 0 where there is none."""
-        return self.beta * log_ratios(policy, reference, mask, per_token=self.per_token)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, reference, mask), policy, mask, ratings)
-
     def extra_repr(self) -> str:
         return (
             f"beta={self.beta:g}, label_smoothing={self.label_smoothing:g}, per_token={self.per_token}, "
@@ -102,7 +82,7 @@ class DPOLoss(nn.Module):
 
 
 @LOSSES.register_module()
-class HingeDPOLoss(nn.Module):
+class HingeDPOLoss(RatioLoss):
     """DPO with a hinge: a pair that is told apart by a margin of 1 counts nothing any more.
 
     For responses y_i, y_j of a prompt x, i preferred::
@@ -130,39 +110,20 @@ class HingeDPOLoss(nn.Module):
         RSO, arXiv 2309.06657, the loss hinge-norm; after SLiC-HF, arXiv 2305.10425, which has no reference.
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1, per_token: bool = False) -> None:
-        super().__init__()
-        self.beta = number_option("HingeDPOLoss", "beta", beta, exclusive=True)
-        self.per_token = switch_option("HingeDPOLoss", "per_token", per_token)
+        super().__init__(beta, per_token)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
         pairs = pairwise(self.rewards(policy, reference, mask), mask, ratings)
         return pairs.mean(torch.relu(1 - pairs.differences))
 
-    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
-        """(G, K), r of each response; 0 where there is none."""
-        return self.beta * log_ratios(policy, reference, mask, per_token=self.per_token)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, reference, mask), policy, mask, ratings)
-
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, per_token={self.per_token}"
 
 
 @LOSSES.register_module()
-class RobustDPOLoss(nn.Module):
+class RobustDPOLoss(RatioLoss):
     """DPO whose expectation over labels turned round at a known rate is the loss on clean labels.
 
     For responses y_i, y_j of a prompt x, i preferred, and e = ``label_smoothing``::
@@ -196,34 +157,15 @@ class RobustDPOLoss(nn.Module):
         Chowdhury, Kini and Natarajan, arXiv 2403.00409, the unbiased estimate of the loss (rDPO).
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1, per_token: bool = False) -> None:
-        super().__init__()
-        self.beta = number_option("RobustDPOLoss", "beta", beta, exclusive=True)
+        super().__init__(beta, per_token)
         self.label_smoothing = number_option("RobustDPOLoss", "label_smoothing", label_smoothing, below=0.5)
-        self.per_token = switch_option("RobustDPOLoss", "per_token", per_token)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
         pairs = pairwise(self.rewards(policy, reference, mask), mask, ratings)
         slope = self.label_smoothing / (1 - 2 * self.label_smoothing)
         return pairs.mean(logistic(pairs.differences) - slope * pairs.differences)
-
-    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
-        """(G, K), r of each response; 0 where there is none."""
-        return self.beta * log_ratios(policy, reference, mask, per_token=self.per_token)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, reference, mask), policy, mask, ratings)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, label_smoothing={self.label_smoothing:g}, per_token={self.per_token}"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from xrlhf.losses.objective import GroupMean
-from xrlhf.losses.options import number_option, switch_option
-from xrlhf.losses.pairs import has_pair, pairwise
+from xrlhf.losses.pairs import pairwise
 from xrlhf.losses.policy.logps import log_ratios
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import RatioLoss
 from xrlhf.registry import LOSSES
 
 __all__ = ["IPOLoss"]
 
 
 @LOSSES.register_module()
-class IPOLoss(nn.Module):
+class IPOLoss(RatioLoss):
     """Squared distance of the difference of two log-ratios from a goal.
 
     For responses y_i, y_j of a prompt x with n_i and n_j tokens, i preferred::
@@ -42,6 +40,8 @@ class IPOLoss(nn.Module):
         beta: Strength of the tie to the reference, greater than 0; tau of the paper. 0.1 asks for a distance of 5.
         per_token: Compare means over tokens, not sums.
 
+    Its metrics are of beta * h: the margin that the loss asks for is then 0.5, whatever beta is.
+
     Raises:
         ConfigError: An option has a value that is not accepted.
 
@@ -49,32 +49,13 @@ class IPOLoss(nn.Module):
         Azar et al., arXiv 2310.12036, equation 17; huggingface/trl, trl/trainer/dpo_trainer.py, loss type ipo.
     """
 
-    needs_reference = True
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1, per_token: bool = True) -> None:
-        super().__init__()
-        self.beta = number_option("IPOLoss", "beta", beta, exclusive=True)
-        self.per_token = switch_option("IPOLoss", "per_token", per_token)
+        super().__init__(beta, per_token)
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
         pairs = pairwise(log_ratios(policy, reference, mask, per_token=self.per_token), mask, ratings)
         return pairs.mean((pairs.differences - 1 / (2 * self.beta)).square())
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of beta * h.
-
-        The margin that the loss asks for is then 0.5, whatever beta is.
-        """
-        rewards = self.beta * log_ratios(policy, reference, mask, per_token=self.per_token)
-        return reward_statistics(rewards, policy, mask, ratings)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, per_token={self.per_token}"

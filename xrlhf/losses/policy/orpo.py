@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xrlhf.losses.objective import GroupMean
 from xrlhf.losses.options import number_option
-from xrlhf.losses.pairs import has_pair, pairwise
+from xrlhf.losses.pairs import pairwise
 from xrlhf.losses.policy.logistic import logistic
 from xrlhf.losses.policy.logps import chosen_nll, existing_logps, token_means
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import PreferenceLoss
 from xrlhf.losses.statistics import pair_statistics
 from xrlhf.registry import LOSSES
 
@@ -24,7 +24,7 @@ _LARGEST_LOG_PROBABILITY = -1e-6
 
 
 @LOSSES.register_module()
-class ORPOLoss(nn.Module):
+class ORPOLoss(PreferenceLoss):
     """Language-model loss of the best response, plus the log-likelihood of an odds ratio in favour of it.
 
     For responses y_i, y_j of a prompt x with n_i and n_j tokens, i preferred, y_1 being the best response::
@@ -59,9 +59,6 @@ class ORPOLoss(nn.Module):
         trl/experimental/orpo/orpo_trainer.py.
     """
 
-    needs_reference = False
-    needs = NEEDS_PREFERENCE
-
     def __init__(self, beta: float = 0.1, nll_weight: float = 1.0) -> None:
         super().__init__()
         self.beta = number_option("ORPOLoss", "beta", beta, exclusive=True)
@@ -80,9 +77,9 @@ class ORPOLoss(nn.Module):
         means = means + (means.clamp(max=_LARGEST_LOG_PROBABILITY) - means).detach()
         return means - _log1mexp(means)
 
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
+    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
+        """(G, K), beta * log P of each response; 0 where there is none."""
+        return self.beta * token_means(existing_logps(policy, mask), policy)
 
     @torch.no_grad()
     def statistics(
@@ -92,8 +89,7 @@ class ORPOLoss(nn.Module):
 
         ``log_odds_ratio`` is the mean of d over the pairs of the group.
         """
-        rewards = self.beta * token_means(existing_logps(policy, mask), policy)
-        statistics = reward_statistics(rewards, policy, mask, ratings)
+        statistics = super().statistics(policy, reference, mask, ratings)
         margin = pair_statistics(self.log_odds(policy, mask), mask, ratings)["margin"]
         return {**statistics, "log_odds_ratio": GroupMean(margin, statistics["reward_margin"].counted)}
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from xrlhf.losses.objective import GroupMean
 from xrlhf.losses.options import number_option
-from xrlhf.losses.pairs import has_pair, pairwise
+from xrlhf.losses.pairs import pairwise
 from xrlhf.losses.policy.logistic import logistic
 from xrlhf.losses.policy.logps import chosen_nll, existing_logps, token_means
-from xrlhf.losses.policy.objective import NEEDS_PREFERENCE, ResponseLogps
-from xrlhf.losses.policy.statistics import reward_statistics
+from xrlhf.losses.policy.objective import ResponseLogps
+from xrlhf.losses.policy.preference import PreferenceLoss
 from xrlhf.registry import LOSSES
 
 __all__ = ["SimPOLoss"]
 
 
 @LOSSES.register_module()
-class SimPOLoss(nn.Module):
+class SimPOLoss(PreferenceLoss):
     """Negative log-likelihood of the preferences beyond a margin, the mean log-probability being the reward.
 
     For responses y_i, y_j of a prompt x with n_i and n_j tokens, i preferred, and e = ``label_smoothing``::
@@ -54,9 +53,6 @@ class SimPOLoss(nn.Module):
         type simpo.
     """
 
-    needs_reference = False
-    needs = NEEDS_PREFERENCE
-
     def __init__(
         self, beta: float = 2.0, gamma: float = 1.0, label_smoothing: float = 0.0, nll_weight: float = 0.0
     ) -> None:
@@ -68,25 +64,15 @@ class SimPOLoss(nn.Module):
 
     def forward(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor) -> Tensor:
         """The loss of each group, (G,); see :class:`~xrlhf.losses.policy.objective.PolicyLoss`."""
-        pairs = pairwise(self.rewards(policy, mask), mask, ratings)
+        pairs = pairwise(self.rewards(policy, reference, mask), mask, ratings)
         losses = pairs.mean(logistic(pairs.differences - self.gamma, self.label_smoothing))
         if self.nll_weight:
             losses = losses + self.nll_weight * chosen_nll(policy, mask, ratings).values
         return losses
 
-    def rewards(self, policy: ResponseLogps, mask: Tensor) -> Tensor:
+    def rewards(self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor) -> Tensor:
         """(G, K), r of each response; 0 where there is none."""
         return self.beta * token_means(existing_logps(policy, mask), policy)
-
-    def usable(self, mask: Tensor, ratings: Tensor) -> Tensor:
-        """(G,) bool, True where a group has a pair."""
-        return has_pair(mask, ratings)
-
-    def statistics(
-        self, policy: ResponseLogps, reference: ResponseLogps | None, mask: Tensor, ratings: Tensor
-    ) -> dict[str, GroupMean]:
-        """Those of :func:`~xrlhf.losses.policy.statistics.reward_statistics`, of r."""
-        return reward_statistics(self.rewards(policy, mask), policy, mask, ratings)
 
     def extra_repr(self) -> str:
         return (
