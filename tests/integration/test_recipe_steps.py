@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xrlhf.cli.options import INJECTED
 from xrlhf.config import check_recipe, find_recipe, list_recipes, load_recipe
-from xrlhf.data.encoding import closing_text
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.build import build_runner, build_tokenizer
+from xrlhf.models.internlm2 import register_internlm2
 
 ROWS = 24
 STEPS = 3
@@ -151,6 +151,7 @@ def base_of(recipe: Any) -> str:
 
 def save_stand_in(name: str, folder: Path) -> None:
     stand_in = STAND_INS[name]
+    register_internlm2()
     options = {**TINY, **FAMILIES[stand_in.model_type], "max_position_embeddings": 4096, **stand_in.config}
     options = {key: value for key, value in options.items() if value is not None}
     torch.manual_seed(0)
@@ -274,7 +275,8 @@ def test_a_policy_steps(name: str, shrunk: Callable[[str], Any]) -> None:
     group = steps.dataset[0]
     learnt = steps.tokenizer.decode(np.concatenate([group.prompt_ids, *group.response_ids])[group.is_target])
     assert "It is" in learnt
-    assert closing_text(steps.tokenizer).strip() in learnt
+    rendered = steps.tokenizer.apply_chat_template(messages(1, True), tokenize=False)
+    assert rendered.partition(say(1, True))[2].strip() in learnt
     assert "plus" not in learnt
 
 
