@@ -15,6 +15,7 @@ __all__ = [
     "LaunchError",
     "MissingExtraError",
     "ModelError",
+    "RewardError",
     "TrainingError",
     "UserError",
     "XrlhfError",
@@ -60,6 +61,10 @@ class MissingExtraError(UserError):
 
 class TrainingError(XrlhfError):
     """A run that had started must stop, for instance at a non-finite loss."""
+
+
+class RewardError(TrainingError):
+    """A source of rewards failed, after whatever retries it makes: no answer goes without a reward in silence."""
 
 
 def error_line(error: BaseException, limit: int = 300) -> str:

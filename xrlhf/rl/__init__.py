@@ -1,0 +1,7 @@
+"""Reinforcement learning from rewards: answers are drawn, rewarded, and learnt from."""
+
+from __future__ import annotations
+
+from xrlhf.rl.samples import PromptRow, RewardSource, Rollouts, Sample
+
+__all__ = ["PromptRow", "RewardSource", "Rollouts", "Sample"]
