@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "xrlhf"
 
 LEVELS = (
-    ("errors", "files", "hub", "version", "structures", "registry", "progress", "preload"),
+    ("errors", "files", "hub", "version", "structures", "registry", "progress", "preload", "pages"),
     ("config",),
     ("ops", "losses", "devices"),
     ("data",),
     ("models",),
     ("evaluation", "rl"),
     ("engine",),
-    ("export",),
+    ("export", "run_report"),
     ("serving",),
     ("cli",),
 )

@@ -22,7 +22,7 @@ from xrlhf.version import __version__
 
 COMMANDS = [
     *("train", "test", "score", "chat", "eval", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset"),
-    *("log-dataset", "env", "convert pth_to_hf", "convert merge", "convert split"),
+    *("log-dataset", "env", "report", "convert pth_to_hf", "convert merge", "convert split"),
 ]
 
 

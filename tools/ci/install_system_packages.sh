@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the tests of launchers start for themselves, where that is allowed (root, apt): slurm, munge, Open MPI.
+# Installs what tests start for themselves, where that is allowed (root, apt): slurm, munge, Open MPI, Chromium.
 # Without it those tests are skipped, with the reason. Nothing is started; a failure is a line, not an error.
 set -uo pipefail
 
-packages=(slurm-wlm munge openmpi-bin iproute2)
+packages=(slurm-wlm munge openmpi-bin iproute2 chromium)
 missing=()
-for command in slurmctld munged mpirun ip; do
+for command in slurmctld munged mpirun ip chromium; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || missing+=("$command")
 done
 [[ ${#missing[@]} -eq 0 ]] && exit 0

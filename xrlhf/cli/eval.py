@@ -99,7 +99,7 @@ def evaluate(
     """
     from xrlhf.errors import ConfigError
     from xrlhf.evaluation.benchmarks import BENCHMARKS, find_benchmark, pairs_benchmark
-    from xrlhf.evaluation.report import FILES, build_report, check_can_write, write_report
+    from xrlhf.evaluation.report import FILES, build_report, write_report
     from xrlhf.evaluation.report.running import gather_runs
     from xrlhf.export.directory import check_new_directory, new_directory
 
@@ -110,7 +110,6 @@ def evaluate(
     if map_fn is not None:
         chosen = pairs_benchmark(map_fn)
     replace = FILES if overwrite else None
-    check_can_write()
     check_new_directory(out, replace=replace)
     runs, files = gather_runs(
         models,

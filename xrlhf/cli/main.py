@@ -20,6 +20,7 @@ from xrlhf.cli.lingering import linger
 from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
+from xrlhf.cli.report import report
 from xrlhf.cli.score import ALL_RESPONSES, score
 from xrlhf.cli.test import test
 from xrlhf.cli.train import INTERRUPTED, NEWEST, train
@@ -49,6 +50,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     test,
     score,
     chat,
+    report,
     list_cfg,
     copy_cfg,
     list_dataset_formats,

@@ -44,6 +44,7 @@ __all__ = [
     "remove_leftovers",
     "save_checkpoint",
     "save_shard",
+    "step_of",
     "verify",
 ]
 
@@ -77,6 +78,12 @@ class CheckpointFile:
 def checkpoint_name(step: int, *, sharded: bool = False) -> str:
     """What the checkpoint after ``step`` optimizer steps is called."""
     return f"iter_{step}" if sharded else f"iter_{step}.pth"
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer step that a checkpoint's name tells; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match.group(1))
 
 
 def is_sharded(path: Path) -> bool:

@@ -12,7 +12,10 @@ import torch
 from xrlhf.devices import DEVICES, find_device
 from xrlhf.version import __version__
 
-__all__ = ["environment_report"]
+__all__ = ["ENVIRONMENT", "environment_report"]
+
+ENVIRONMENT = "environment.txt"
+"""What the file with this report is called in the folder of a run's start."""
 
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "mmengine", "datasets", "peft", "safetensors", "numpy", "pyarrow",

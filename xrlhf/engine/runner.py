@@ -14,6 +14,7 @@ from torch import nn
 
 from xrlhf.config.dump import dump_recipe, recipe_text
 from xrlhf.engine.checkpoint import CheckpointFile, find_checkpoints, newest_valid
+from xrlhf.engine.environment import ENVIRONMENT, environment_report
 from xrlhf.engine.hooks import StepCheckpointHook, StepLoggerHook, StepTimerHook, ThroughputHook
 from xrlhf.engine.logging import join_loggers
 from xrlhf.engine.loops import GroupTrainLoop
@@ -205,6 +206,8 @@ class GroupRunner(FlexibleRunner):
         # mmengine gives a file to the first process alone.
         join_loggers(self.strategy.logger, Path(self.log_dir) / f"rank_{self.rank}.log" if self.rank else None)
         logger.debug("recipe:\n%s", recipe_text(self.cfg))
+        if self.rank == 0:
+            (Path(self.log_dir) / ENVIRONMENT).write_text("\n".join(environment_report()) + "\n", encoding="utf-8")
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """Register the recipe's hooks, and those that it does not mention; None leaves one out."""

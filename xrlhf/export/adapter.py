@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from xrlhf.errors import ModelError, UserError, error_line
+from xrlhf.export.card import ModelCard, write_card
 from xrlhf.export.directory import check_new_directory, new_directory
 from xrlhf.export.model_files import write_tokenizer
 from xrlhf.export.policy import write_policy
-from xrlhf.export.reward import trained_model, write_reward_model
+from xrlhf.export.reward import card_of_run, trained_model, write_reward_model
+from xrlhf.export.training_facts import public_name
 from xrlhf.models.adapters import adapter_of, adapter_weights, find_adapter, merge_adapter, tokenizer_location
 from xrlhf.models.causal_lm import causal_lm_with_adapter
 from xrlhf.models.loading import HEAD_NAMES, backbone_from_pretrained, fit_embeddings, score_head, torch_dtype
@@ -48,11 +50,16 @@ def export_adapter(recipe: Config, checkpoint: Path, out: Path, *, dtype: str = 
     torch_dtype(dtype)
     check_new_directory(out)
     model, tokenizer = trained_model(recipe, checkpoint)
-    save_adapter(model, tokenizer, out, dtype=dtype)
+    save_adapter(model, tokenizer, out, dtype=dtype, card=card_of_run(recipe, checkpoint, model, tokenizer))
 
 
 def save_adapter(
-    model: RewardModel | PolicyModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str = "float32"
+    model: RewardModel | PolicyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    card: ModelCard | None = None,
 ) -> None:
     """Write a model's adapter and its tokenizer into ``out``, which appears only when it is complete.
 
@@ -67,6 +74,7 @@ def save_adapter(
         tokenizer: The tokenizer it was trained with.
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
+        card: What the card says; what the model itself tells if None.
 
     Raises:
         ModelError: The model has no adapters, or they are of no use without its base.
@@ -81,6 +89,8 @@ def save_adapter(
     new_tokens = getattr(tokenizer, "xrlhf_new_tokens", [])
     token_ids = [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
     config, weights = adapter_of(cast(PeftModel, model.backbone), token_ids)
+    if card is None:
+        card = ModelCard("reward" if isinstance(model, RewardModel) else "policy")
     with new_directory(out) as aside:
         try:
             save_file(
@@ -92,6 +102,7 @@ def save_adapter(
             raise UserError(f"{out} could not be written: {error_line(error)}") from error
         config.save_pretrained(str(aside))
         write_tokenizer(aside, tokenizer, model.hf_model.config.model_type)
+        write_card(aside, out.name, card)
     logger.info("wrote the adapter to %s; its base is %s", out, config.base_model_name_or_path)
     if is_quantised(model.hf_model):
         logger.warning(
@@ -128,7 +139,8 @@ def merge_into_base(base: str, adapter: str, out: Path, *, dtype: str = "float32
     tokenizer = prepare_tokenizer(read_tokenizer(tokenizer_location(location, base)))
     fit_embeddings(merged, tokenizer)
     write = write_policy if of_policy else write_reward_model
-    write(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    card = ModelCard("policy" if of_policy else "reward", public_name(base))
+    write(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, card=card)
 
 
 def _is_of_policy(location: str) -> bool:

@@ -77,20 +77,26 @@ def new_directory(path: Path, *, replace: Collection[str] | None = None) -> Iter
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def loading_call(folder: Path) -> str:
-    """How transformers or peft loads an export, as Python."""
+def loading_call(folder: Path, name: str | None = None) -> str:
+    """How transformers or peft loads an export, as Python.
+
+    Args:
+        folder: The export.
+        name: What it is called in the call; its path if None.
+    """
+    place = repr(str(folder) if name is None else name)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         task = json.loads(adapter.read_text(encoding="utf-8"))["task_type"]
         if task == "CAUSAL_LM":
-            return f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})"
-        return f"AutoPeftModelForSequenceClassification.from_pretrained({str(folder)!r}, num_labels=1)"
+            return f"AutoPeftModelForCausalLM.from_pretrained({place})"
+        return f"AutoPeftModelForSequenceClassification.from_pretrained({place}, num_labels=1)"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config:
         auto = next(name for name in config["auto_map"] if name.startswith("AutoModel"))
-        return f"{auto}.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+        return f"{auto}.from_pretrained({place}, trust_remote_code=True)"
     kind = "CausalLM" if config["architectures"][0].endswith("ForCausalLM") else "SequenceClassification"
-    return f"AutoModelFor{kind}.from_pretrained({str(folder)!r})"
+    return f"AutoModelFor{kind}.from_pretrained({place})"
 
 
 def _umask() -> int:

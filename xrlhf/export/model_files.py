@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xrlhf.errors import UserError, error_line
+from xrlhf.export.card import ModelCard, write_card
 from xrlhf.export.directory import new_directory
 from xrlhf.models.adapters import merge_adapter_of
 from xrlhf.models.group_model import GroupModel
@@ -47,8 +48,11 @@ def written_model(
     *,
     dtype: str,
     max_shard_size: str,
+    card: ModelCard,
 ) -> Iterator[Path]:
     """Write a model and its tokenizer; yields the folder, to be completed, which becomes ``out`` after the block.
+
+    The card is written last, when all that it describes is there.
 
     Args:
         model: The model, without adapters; its config is written as it is.
@@ -57,6 +61,7 @@ def written_model(
         state: Its weights as they are to be saved.
         dtype: Their type.
         max_shard_size: Largest file, such as ``"5GB"``.
+        card: What the card says beside what the directory tells.
 
     Raises:
         UserError: ``out`` is not empty or cannot be written.
@@ -69,6 +74,7 @@ def written_model(
         _edit_json(aside / "config.json", lambda values: _with_older_keys(values, dtype))
         write_tokenizer(aside, tokenizer, model.config.model_type)
         yield aside
+        write_card(aside, out.name, card)
     logger.info("wrote %s to %s", type(model).__name__, out)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xrlhf.export.card import ModelCard
 from xrlhf.export.directory import check_new_directory
 from xrlhf.export.internlm2 import complete_internlm2_policy
 from xrlhf.export.model_files import merged_model, state_in, written_model
@@ -43,18 +44,24 @@ def save_policy(
     """
     check_new_directory(out)
     merged = merged_model(copy.deepcopy(model)) if model.uses_lora else model.hf_model
-    write_policy(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+    write_policy(merged, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, card=ModelCard("policy"))
 
 
 def write_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, dtype: str, max_shard_size: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    dtype: str,
+    max_shard_size: str,
+    card: ModelCard,
 ) -> None:
-    """Write a plain ``...ForCausalLM`` model as :func:`save_policy` does."""
+    """Write a plain ``...ForCausalLM`` model as :func:`save_policy` does, with a card."""
     ends = stop_ids(model, tokenizer)
     generation = model.generation_config
     generation.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
     generation.pad_token_id = tokenizer.pad_token_id
     state = state_in(dtype, model.state_dict())
-    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size) as aside:
+    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size, card=card) as aside:
         if isinstance(model, InternLM2ForCausalLM):
             complete_internlm2_policy(aside)

@@ -13,17 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xrlhf.engine.build import build_model, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint, load_strictly
 from xrlhf.errors import ConfigError, ModelError
+from xrlhf.export.card import ModelCard, example_of
 from xrlhf.export.directory import check_new_directory
 from xrlhf.export.internlm2 import complete_internlm2, with_architecture
 from xrlhf.export.model_files import merged_model, state_in, written_model
 from xrlhf.export.policy import write_policy
+from xrlhf.export.training_facts import training_facts
 from xrlhf.models.heads import AttributeHead, Head, describe_head
 from xrlhf.models.internlm2 import InternLM2ForRewardModel
 from xrlhf.models.loading import score_head, torch_dtype
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.reward_model import RewardModel
 
-__all__ = ["export_checkpoint", "save_reward_model", "trained_model", "write_reward_model"]
+__all__ = ["card_of_run", "export_checkpoint", "save_reward_model", "trained_model", "write_reward_model"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -60,11 +62,25 @@ def export_checkpoint(
         if keep_attributes:
             raise ConfigError("the recipe trains a policy: leave --keep-attributes out")
         policy = with_architecture(merged_model(model), architecture)
-        write_policy(policy, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size)
+        card = card_of_run(recipe, checkpoint, model, tokenizer)
+        write_policy(policy, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, card=card)
         return
     kept = _head_to_keep(model.head, keep_attributes)
+    # The example is scored before merging uses the model up.
+    card = card_of_run(recipe, checkpoint, model, tokenizer)
     written = with_architecture(merged_model(model), architecture)
-    write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
+    sizes = {"dtype": dtype, "max_shard_size": max_shard_size}
+    write_reward_model(written, tokenizer, out, **sizes, head=model.head, kept=kept, card=card)
+
+
+def card_of_run(
+    recipe: Config, checkpoint: Path, model: RewardModel | PolicyModel, tokenizer: PreTrainedTokenizerBase
+) -> ModelCard:
+    """The card of a model that a recipe has trained."""
+    facts = training_facts(recipe, checkpoint)
+    if isinstance(model, PolicyModel):
+        return ModelCard("policy", facts.base, facts)
+    return ModelCard("reward", facts.base, facts, example_of(model, tokenizer))
 
 
 def trained_model(recipe: Config, checkpoint: Path) -> tuple[RewardModel | PolicyModel, PreTrainedTokenizerBase]:
@@ -121,9 +137,11 @@ def save_reward_model(
     """
     check_new_directory(out)
     kept = _head_to_keep(model.head, keep_attributes)
+    card = ModelCard("reward", example=example_of(model, tokenizer))
     merged = merged_model(copy.deepcopy(model)) if model.uses_lora else model.hf_model
     written = with_architecture(merged, architecture)
-    write_reward_model(written, tokenizer, out, dtype=dtype, max_shard_size=max_shard_size, head=model.head, kept=kept)
+    sizes = {"dtype": dtype, "max_shard_size": max_shard_size}
+    write_reward_model(written, tokenizer, out, **sizes, head=model.head, kept=kept, card=card)
 
 
 def _head_to_keep(head: Head, keep_attributes: bool) -> AttributeHead | None:
@@ -151,6 +169,7 @@ def write_reward_model(
     *,
     dtype: str,
     max_shard_size: str,
+    card: ModelCard,
     head: Head | None = None,
     kept: AttributeHead | None = None,
 ) -> None:
@@ -162,6 +181,7 @@ def write_reward_model(
         out: A directory that does not exist yet, or is empty.
         dtype: Type of the saved weights.
         max_shard_size: Largest file, such as ``"5GB"``.
+        card: What the card says beside what the directory tells.
         head: What its score layer gives; one score if None.
         kept: The head to describe in ``config.json``; None folds the attributes of ``head`` into one score.
     """
@@ -175,6 +195,6 @@ def write_reward_model(
     if isinstance(head, AttributeHead) and kept is None:
         _fold(held, model, head)
     state = state_in(dtype, held)
-    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size) as aside:
+    with written_model(model, tokenizer, out, state, dtype=dtype, max_shard_size=max_shard_size, card=card) as aside:
         if isinstance(model, InternLM2ForRewardModel):
             complete_internlm2(aside, tokenizer)

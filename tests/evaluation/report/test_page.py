@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -11,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from xrlhf.errors import DataError, MissingExtraError
+from xrlhf.errors import DataError
 from xrlhf.evaluation.benchmark_data import LeftOut, ReadFile
 from xrlhf.evaluation.benchmark_scores import BenchmarkScores, Example
 from xrlhf.evaluation.benchmarks import BENCHMARKS
 from xrlhf.evaluation.estimates import Bootstrap
-from xrlhf.evaluation.report import FILES, ModelRun, build_report, check_can_write, is_report, read_report, write_report
+from xrlhf.evaluation.report import FILES, ModelRun, build_report, is_report, read_report, write_report
 from xrlhf.evaluation.report.page import render_page
 
 HOSTILE = '<script>alert("x")</script><img src="https://example.org/x.png">'
@@ -202,16 +201,3 @@ def test_a_report_of_another_version(tmp_path: Path) -> None:
     write_report({**report_of(), "schema_version": 99}, RUNS, tmp_path)
     with pytest.raises(DataError, match=r"its schema is xrlhf\.eval version 99; expected xrlhf\.eval version 1"):
         read_report(str(tmp_path))
-
-
-def test_the_extra_is_named_where_jinja2_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def without_jinja2(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "jinja2":
-            raise ImportError(name)
-        return imported(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_jinja2)
-    with pytest.raises(MissingExtraError, match=r"pip install 'xrlhf\[report\]'"):
-        check_can_write()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xrlhf.evaluation.report.content import SCHEMA, SCHEMA_VERSION, build_report
-from xrlhf.evaluation.report.files import FILES, check_can_write, is_report, write_report
+from xrlhf.evaluation.report.files import FILES, is_report, write_report
 from xrlhf.evaluation.report.model_run import ModelRun, describe_model
 from xrlhf.evaluation.report.reading import read_report
 
@@ -13,7 +13,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "ModelRun",
     "build_report",
-    "check_can_write",
     "describe_model",
     "is_report",
     "read_report",

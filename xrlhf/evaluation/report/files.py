@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from xrlhf.errors import MissingExtraError
 from xrlhf.evaluation.report.model_run import ModelRun
 
-__all__ = ["FILES", "PAGE", "REPORT", "SCORES", "check_can_write", "is_report", "write_report"]
+__all__ = ["FILES", "PAGE", "REPORT", "SCORES", "is_report", "write_report"]
 
 REPORT, PAGE, SCORES = "report.json", "report.html", "scores.jsonl"
 
@@ -23,20 +22,6 @@ def is_report(path: str) -> bool:
     """Whether ``path`` is the directory of a finished report, or its ``report.json``."""
     place = Path(path).expanduser()
     return (place / REPORT).is_file() or (place.name == REPORT and place.is_file())
-
-
-def check_can_write() -> None:
-    """Refuse before any work is done if the page cannot be made.
-
-    Raises:
-        MissingExtraError: jinja2 is not installed.
-    """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report's page needs jinja2, which is not installed: pip install 'xrlhf[report]'"
-        ) from error
 
 
 def write_report(report: dict[str, Any], runs: Sequence[ModelRun], folder: Path) -> None:

@@ -6,25 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from xrlhf.evaluation.report import plots
+from xrlhf.pages import render
 
 __all__ = ["render_page"]
 
-_TEMPLATE = "page.html.jinja"
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def render_page(report: dict[str, Any]) -> str:
     """The page as text; everything that comes from data is escaped."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "signed": signed, "count": count, "p": p_value}
     drawn = {
         (benchmark["name"], result["model"]): {
             title: Markup(svg) for title, svg in _plots(result, f"b{place}-m{of_model}").items() if svg
@@ -32,7 +24,7 @@ def render_page(report: dict[str, Any]) -> str:
         for place, benchmark in enumerate(report["benchmarks"])
         for of_model, result in enumerate(benchmark["results"])
     }
-    return environment.get_template(_TEMPLATE).render(report=report, plots=drawn, flat=flat_scores)
+    return render(_TEMPLATE, filters={"p": p_value}, report=report, plots=drawn, flat=flat_scores)
 
 
 def _plots(result: dict[str, Any], name: str) -> dict[str, str]:
@@ -75,21 +67,6 @@ def flat_scores(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for node in result["scores"]:
             visit(node, 0, result["model"])
     return list(rows.values())
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number in a table; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def signed(value: float | None, digits: int = 4) -> str:
-    """A difference, with its sign."""
-    return "–" if value is None else f"{value:+.{digits}f}"
-
-
-def count(value: int | None) -> str:
-    """A count with thousands parted."""
-    return "–" if value is None else f"{value:,}"
 
 
 def p_value(value: float | None) -> str:

@@ -6,11 +6,22 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from xrlhf.pages.svg import (
+    BOTTOM,
+    INNER_HEIGHT,
+    INNER_WIDTH,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    grid_x,
+    grid_y,
+    line,
+    svg,
+)
+
 __all__ = ["bars", "histogram", "reliability"]
 
-_WIDTH, _HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
-_INNER_WIDTH, _INNER_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _LABEL_WIDTH = 150
 _LEGEND_HEIGHT = 20
 
@@ -25,17 +36,17 @@ def reliability(bins: Sequence[dict[str, Any]], name: str) -> str:
     found = [one for one in bins if one["num_pairs"]]
 
     def x(value: float) -> float:
-        return _LEFT + (value - 0.5) / 0.5 * _INNER_WIDTH
+        return LEFT + (value - 0.5) / 0.5 * INNER_WIDTH
 
     def y(value: float) -> float:
-        return _TOP + (1 - value) * _INNER_HEIGHT
+        return TOP + (1 - value) * INNER_HEIGHT
 
-    parts = [_grid_x(x(tick), f"{tick:.1f}") for tick in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
-    parts += [_grid_y(y(tick), f"{tick:g}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    parts.append(_line(x(0.5), y(0.5), x(1.0), y(1.0), "diagonal"))
+    parts = [grid_x(x(tick), f"{tick:.1f}") for tick in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    parts += [grid_y(y(tick), f"{tick:g}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    parts.append(line(x(0.5), y(0.5), x(1.0), y(1.0), "diagonal"))
     for one in found:
         place = x(one["confidence"])
-        parts.append(_line(place, y(one["accuracy_low"]), place, y(one["accuracy_high"]), "interval"))
+        parts.append(line(place, y(one["accuracy_low"]), place, y(one["accuracy_high"]), "interval"))
     if len(found) > 1:
         points = " ".join(f"{x(one['confidence']):.1f},{y(one['accuracy']):.1f}" for one in found)
         parts.append(f'<polyline class="curve" points="{points}"/>')
@@ -46,7 +57,7 @@ def reliability(bins: Sequence[dict[str, Any]], name: str) -> str:
         for one in found
     ]
     described = "; ".join(f"confidence {one['confidence']:.2f}: accuracy {one['accuracy']:.2f}" for one in found)
-    return _svg(name, "Reliability diagram", described, parts, "confidence of the model", "share right")
+    return svg(name, "Reliability diagram", described, parts, "confidence of the model", "share right")
 
 
 def histogram(values: dict[str, Any], name: str, title: str, label: str) -> str:
@@ -64,14 +75,14 @@ def histogram(values: dict[str, Any], name: str, title: str, label: str) -> str:
     most = max(max(of_name) for of_name in counts.values()) or 1
 
     def x(value: float) -> float:
-        return _LEFT + (value - edges[0]) / (edges[-1] - edges[0]) * _INNER_WIDTH
+        return LEFT + (value - edges[0]) / (edges[-1] - edges[0]) * INNER_WIDTH
 
     def y(count: float) -> float:
-        return _TOP + _LEGEND_HEIGHT + (1 - count / most) * (_INNER_HEIGHT - _LEGEND_HEIGHT)
+        return TOP + _LEGEND_HEIGHT + (1 - count / most) * (INNER_HEIGHT - _LEGEND_HEIGHT)
 
-    parts = [_grid_y(y(tick), f"{tick:g}") for tick in sorted({0, most // 2, most})]
+    parts = [grid_y(y(tick), f"{tick:g}") for tick in sorted({0, most // 2, most})]
     ticks = [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]]
-    parts += [_grid_x(x(tick), f"{tick:.3g}") for tick in ticks]
+    parts += [grid_x(x(tick), f"{tick:.3g}") for tick in ticks]
     (first, of_first), (second, of_second) = counts.items()
     parts += [
         f'<rect class="filled" x="{x(low):.1f}" y="{y(count):.1f}" width="{x(high) - x(low):.1f}" '
@@ -84,7 +95,7 @@ def histogram(values: dict[str, Any], name: str, title: str, label: str) -> str:
     parts.append(f'<path class="outline" d="{"".join(steps)}V{y(0):.1f}"><title>{escape(second)}</title></path>')
     parts.append(_legend(first, second))
     described = f"{sum(of_first)} {first}, {sum(of_second)} {second}, from {edges[0]:.3g} to {edges[-1]:.3g}"
-    return _svg(name, title, described, parts, label, "count")
+    return svg(name, title, described, parts, label, "count")
 
 
 def bars(rows: Sequence[tuple[str, float | None, float | None, float | None]], name: str, title: str) -> str:
@@ -96,17 +107,17 @@ def bars(rows: Sequence[tuple[str, float | None, float | None, float | None]], n
         title: What it shows.
     """
     step = 30
-    height = step * len(rows) + _TOP + _BOTTOM
-    inner = _WIDTH - _LABEL_WIDTH - _RIGHT
+    height = step * len(rows) + TOP + BOTTOM
+    inner = WIDTH - _LABEL_WIDTH - RIGHT
 
     def x(value: float) -> float:
         return _LABEL_WIDTH + value * inner
 
-    bottom = height - _BOTTOM
-    parts = [_grid_x(x(tick), f"{tick:g}", bottom) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    bottom = height - BOTTOM
+    parts = [grid_x(x(tick), f"{tick:g}", bottom) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
     said = []
     for place, (label, value, low, high) in enumerate(rows):
-        top = _TOP + place * step + 4
+        top = TOP + place * step + 4
         parts.append(
             f'<text class="label" x="{_LABEL_WIDTH - 8}" y="{top + 15}" text-anchor="end">{escape(label)}</text>'
         )
@@ -118,54 +129,16 @@ def bars(rows: Sequence[tuple[str, float | None, float | None, float | None]], n
             f'<rect class="filled" x="{x(0):.1f}" y="{top}" width="{value * inner:.1f}" height="20">{shown}</rect>'
         )
         if low is not None and high is not None:
-            parts.append(_line(x(low), top + 10, x(high), top + 10, "interval"))
-    return _svg(name, title, "; ".join(said), parts, "", "", height)
-
-
-def _svg(
-    name: str, title: str, described: str, parts: Sequence[str], x_label: str, y_label: str, height: int = _HEIGHT
-) -> str:
-    labels = []
-    if x_label:
-        labels.append(
-            f'<text class="label" x="{_LEFT + _INNER_WIDTH / 2}" y="{height - 6}" text-anchor="middle">'
-            f"{escape(x_label)}</text>"
-        )
-    if y_label:
-        middle = _TOP + _INNER_HEIGHT / 2
-        labels.append(
-            f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">'
-            f"{escape(y_label)}</text>"
-        )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="{name}-t {name}-d">'
-        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(described)}</desc>'
-        f"{''.join(parts)}{''.join(labels)}</svg>"
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _grid_x(x: float, label: str, bottom: float = _HEIGHT - _BOTTOM) -> str:
-    # A long label in the middle of the right edge would be cut off there.
-    anchor = "end" if x > _WIDTH - _RIGHT - 1 and len(label) > 3 else "middle"
-    text = f'<text class="tick" x="{x:.1f}" y="{bottom + 15:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
-    return _line(x, _TOP, x, bottom, "grid") + text
-
-
-def _grid_y(y: float, label: str) -> str:
-    text = f'<text class="tick" x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
-    return _line(_LEFT, y, _WIDTH - _RIGHT, y, "grid") + text
+            parts.append(line(x(low), top + 10, x(high), top + 10, "interval"))
+    return svg(name, title, "; ".join(said), parts, "", "", height)
 
 
 def _legend(first: str, second: str) -> str:
     """Above what it explains, in one line."""
     parts = []
-    for kind, label, x in (("filled", first, _LEFT + 8), ("outline", second, _LEFT + 8 + _INNER_WIDTH // 2)):
+    for kind, label, x in (("filled", first, LEFT + 8), ("outline", second, LEFT + 8 + INNER_WIDTH // 2)):
         parts.append(
-            f'<rect class="{kind}" x="{x}" y="{_TOP - 2}" width="12" height="10"/>'
-            f'<text class="label" x="{x + 17}" y="{_TOP + 7}">{escape(label)}</text>'
+            f'<rect class="{kind}" x="{x}" y="{TOP - 2}" width="12" height="10"/>'
+            f'<text class="label" x="{x + 17}" y="{TOP + 7}">{escape(label)}</text>'
         )
     return "".join(parts)
