@@ -199,7 +199,22 @@ def test_any_curves_make_a_picture_inside_its_frame(curves: dict[str, list[tuple
 
 
 def test_the_curve_goes_from_corner_to_corner() -> None:
-    """From (0, 0) to (10, 1): the axes are 46 to 348 wide; below the legend's line, 32 to 200 high."""
+    """From (0, 0) to (10, 1): the axes are 46 to 348 wide; below the line of the legend, 32 to 200 high."""
     picture = ET.fromstring(curve_plot({"a": [(0, 0.0), (10, 1.0)]}, "p", "t"))
     (line,) = [element for element in picture.iter() if element.tag == "polyline"]
     assert line.get("points") == "46.0,200.0 348.0,32.0"
+
+
+@pytest.mark.parametrize(
+    ("top", "labels"),
+    [
+        (1.0, ["0", "0.25", "0.5", "0.75", "1"]),
+        (9000.0, ["0", "2500", "5000", "7500", "10k"]),
+        (2e6, ["0", "500k", "1M"]),
+    ],
+)
+def test_ticks_are_short_and_round(top: float, labels: list[str]) -> None:
+    picture = curve_plot({"a": [(0, 0.0), (10, top)]}, "p", "t")
+    found = re.findall(r'<text class="tick" x="41"[^>]*>([^<]*)<', picture)
+    assert found[: len(labels)] == labels
+    assert all(len(label) <= 6 for label in found)

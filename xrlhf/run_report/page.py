@@ -65,12 +65,14 @@ def _groups(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
 
 def _plots(runs: Sequence[RunRecord], names: Sequence[str], group: str) -> Iterator[tuple[str, str]]:
     for place, name in enumerate(names):
+        kinds = [(name, "training"), (f"val/{name}", "validation")]
+        kinds = [(key, kind) for key, kind in kinds if any(key in run.curves for run in runs)]
         curves = {}
         for run in runs:
-            of_run = f"{run.name}: " if len(runs) > 1 else ""
-            for key, what in ((name, "training"), (f"val/{name}", "validation")):
+            for key, kind in kinds:
                 if key in run.curves:
-                    curves[f"{of_run}{what}"] = run.curves[key]
+                    words = [*([run.name] if len(runs) > 1 else []), *([kind] if len(kinds) > 1 else [])]
+                    curves[", ".join(words) or kind] = run.curves[key]
         yield name, curve_plot(curves, f"{group.split()[0].lower()}-{place}", name)
 
 

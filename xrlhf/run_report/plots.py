@@ -17,6 +17,8 @@ Points = Sequence[tuple[int, float]]
 
 _MOST_POINTS = 240
 _NUM_TICKS = 4
+_SHORT = 22
+"""Characters of a label that has half the width."""
 
 
 def thinned(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
@@ -49,7 +51,8 @@ def curve_plot(curves: Mapping[str, Points], name: str, title: str) -> str:
     first, last = min(steps), max(max(steps), min(steps) + 1)
     ticks = _ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
-    top = TOP + 16 * math.ceil(len(drawn) / 2) + 4
+    columns = 2 if max(map(len, drawn)) <= _SHORT else 1
+    top = TOP + 16 * math.ceil(len(drawn) / columns) + 4
 
     def x(step: float) -> float:
         return LEFT + (step - first) / (last - first) * INNER_WIDTH
@@ -57,7 +60,7 @@ def curve_plot(curves: Mapping[str, Points], name: str, title: str) -> str:
     def y(value: float) -> float:
         return top + (high - value) / (high - low) * (INNER_HEIGHT + TOP - top)
 
-    parts = [grid_y(y(tick), f"{tick:.4g}") for tick in ticks]
+    parts = [grid_y(y(tick), _short(tick)) for tick in ticks]
     parts += [grid_x(x(step), f"{step:,.0f}") for step in (first, (first + last) / 2, last)]
     for place, (label, points) in enumerate(drawn.items()):
         kind = f"series s{place % SERIES}" + (" dashed" if place >= SERIES else "")
@@ -69,10 +72,11 @@ def curve_plot(curves: Mapping[str, Points], name: str, title: str) -> str:
         else:
             path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
             parts.append(f'<polyline class="{kind}" points="{path}">{shown}</polyline>')
-        left, line_y = LEFT + 4 + (place % 2) * (INNER_WIDTH // 2), TOP + 16 * (place // 2) + 4
+        left = LEFT + 4 + (place % columns) * (INNER_WIDTH // columns)
+        line_y = TOP + 16 * (place // columns) + 4
         parts.append(
             f'<line class="{kind}" x1="{left}" y1="{line_y}" x2="{left + 16}" y2="{line_y}"/>'
-            f'<text class="label" x="{left + 21}" y="{line_y + 4}">{escape(_cut(label))}</text>'
+            f'<text class="label" x="{left + 21}" y="{line_y + 4}">{escape(_cut(label, 2 * _SHORT // columns))}</text>'
         )
     described = "; ".join(
         f"{label}: from {_point(points[0])} to {_point(points[-1])}" for label, points in drawn.items()
@@ -80,12 +84,20 @@ def curve_plot(curves: Mapping[str, Points], name: str, title: str) -> str:
     return svg(name, title, described, parts, "optimizer step", "")
 
 
+def _short(value: float) -> str:
+    """A tick's label, which has the room of six characters."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
 def _point(point: tuple[float, float]) -> str:
     step, value = point
     return f"{value:.4g} at step {step:.0f}"
 
 
-def _cut(label: str, limit: int = 22) -> str:
+def _cut(label: str, limit: int) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
