@@ -6,6 +6,7 @@ The conftest of every folder that needs them puts this file's folder on the path
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,41 @@ def scores_alone(model: PreTrainedModel, groups: Sequence[TokenizedGroup], batch
         scores = [model(ids[None], use_cache=False).logits[0, 0] for ids in conversations_of(group)]
         rows.append(torch.stack(scores + [torch.zeros(())] * (most - len(scores))))
     return torch.stack(rows)
+
+
+def with_targets(groups: Sequence[TokenizedGroup], seed: int = 1) -> list[TokenizedGroup]:
+    """Every other token is a target by chance, in prompts too; at least one in each response."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for group in groups:
+        masks = [generator.random(len(ids)) < 0.5 for ids in (group.prompt_ids, *group.response_ids)]
+        for mask in masks[1:]:
+            mask[-1] = True
+        for first in masks[:1] if len(masks[0]) else masks[1:]:
+            first[0] = False
+        found.append(replace(group, is_target=np.concatenate(masks)))
+    return found
+
+
+def logps_alone(model: PreTrainedModel, groups: Sequence[TokenizedGroup], most: int) -> tuple[Tensor, Tensor]:
+    """(G, K) sums and counts, conversation by conversation, 0 where none is."""
+    sums, counts = [], []
+    for group in groups:
+        assert group.is_target is not None
+        prompt, *responses = np.split(
+            group.is_target, np.cumsum([len(ids) for ids in (group.prompt_ids, *group.response_ids)])[:-1]
+        )
+        of_group, number = [], []
+        for ids, own in zip(conversations_of(group), responses, strict=True):
+            mask = torch.from_numpy(np.concatenate([prompt, own]))[1:]
+            log_probs = model(ids[None], use_cache=False).logits[0, :-1].float().log_softmax(dim=1)
+            chosen = log_probs.gather(1, ids[1:, None]).squeeze(1)
+            of_group.append(torch.where(mask, chosen, 0.0).sum())
+            number.append(int(mask.sum()))
+        missing = most - len(of_group)
+        sums.append(torch.stack([*of_group, *[torch.zeros(())] * missing]))
+        counts.append([*number, *[0] * missing])
+    return torch.stack(sums), torch.tensor(counts)
 
 
 def compare_gradients(got: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor | None]) -> None:

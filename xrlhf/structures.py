@@ -231,12 +231,12 @@ class PaddedRows:
     Args:
         input_ids: (R, L) int64, 0 where masked.
         attention_mask: (R, L) int64, 1 where a token is; every row has at least one.
-        last_index: (R,) int64, the index in each row of the token whose score is the response's.
+        read_index: (N,) int64, the tokens whose states are read, counted through the rows: ``row * L + column``.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    last_index: Tensor
+    read_index: Tensor
 
 
 @dataclass(frozen=True)
@@ -244,12 +244,13 @@ class PaddedBatch:
     """A micro-batch laid out for models that read one conversation a row.
 
     Args:
-        slices: The rows, in as many forward passes; their rows count through the slices in order.
-        row_of: (G, K) int64, the row of each response; 0 where there is none.
+        slices: The rows, in as many forward passes.
+        place_of: (M,) int64, where the state of each token that was asked for stands among those that the slices give,
+            one slice behind the other.
     """
 
     slices: tuple[PaddedRows, ...]
-    row_of: Tensor
+    place_of: Tensor
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def test_two_groups_by_hand() -> None:
     (rows,) = padded.slices
     assert rows.input_ids.tolist() == [[5, 6, 8, 9], [5, 6, 7, 0], [4, 3, 0, 0], [4, 2, 0, 0]]
     assert rows.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
-    assert rows.last_index.tolist() == [3, 2, 1, 1]
-    assert padded.row_of.tolist() == [[1, 0], [2, 3]]
+    assert rows.read_index.tolist() == [3, 4 + 2, 8 + 1, 12 + 1]
+    assert padded.place_of.tolist() == [1, 0, 2, 3]
 
 
 def test_slices_by_hand() -> None:
@@ -55,7 +55,27 @@ def test_slices_by_hand() -> None:
     ]
     padded = unpack(pack(groups), max_tokens=5)
     assert [rows.input_ids.tolist() for rows in padded.slices] == [[[5, 6, 8, 9]], [[5, 6, 7]], [[4, 3], [4, 2]]]
-    assert padded.row_of.tolist() == [[1, 0], [2, 3]]
+    assert [rows.read_index.tolist() for rows in padded.slices] == [[3], [2], [1, 3]]
+    assert padded.place_of.tolist() == [1, 0, 2, 3]
+
+
+def test_tokens_by_hand() -> None:
+    """The packed row is ``5 6 | 7 | 8 9 | 4 | 3 | 2``; a prompt is read in its group's first response.
+
+    That of the first group is the second row, ``5 6 7``, and so behind the state that is read of the first.
+    """
+    groups = [
+        TokenizedGroup(as_ids([5, 6]), (as_ids([7]), as_ids([8, 9]))),
+        TokenizedGroup(as_ids([4]), (as_ids([3]), as_ids([2]))),
+    ]
+    tokens = np.array([1, 3, 1, 5, 7])
+    padded = unpack(pack(groups), tokens)
+    assert [rows.read_index.tolist() for rows in padded.slices] == [[2, 4 + 1, 8 + 0, 12 + 1]]
+    assert padded.place_of.tolist() == [1, 0, 1, 2, 3]
+    static = unpack(pack(groups), tokens[:3], static=True)
+    assert [rows.read_index.tolist() for rows in static.slices] == [[2, 64 + 1]]
+    assert unpack(pack(groups), tokens[:0], static=True).slices[0].read_index.tolist() == [0]
+    assert unpack(pack(groups), tokens[:0]).slices[0].read_index.tolist() == []
 
 
 def test_static_rows_by_hand() -> None:
@@ -64,8 +84,8 @@ def test_static_rows_by_hand() -> None:
     (rows,) = padded.slices
     assert rows.input_ids.shape == rows.attention_mask.shape == (6, 64)
     assert rows.attention_mask.sum(dim=1).tolist() == [2, 2, 2, 2, 2, 1]
-    assert rows.last_index.tolist() == [1, 1, 1, 1, 1, 0]
-    assert padded.row_of.tolist() == [[0, 1, 2, 3, 4]]
+    assert rows.read_index.tolist() == [1, 65, 129, 193, 257, 0]
+    assert padded.place_of.tolist() == [0, 1, 2, 3, 4]
 
 
 @settings(deadline=None, max_examples=60)
@@ -76,45 +96,72 @@ def test_every_conversation_is_found_again(
     groups = groups_of(shapes)
     batch = pack(groups)
     padded = unpack(batch, max_tokens=max_tokens, static=static)
-    rows = [
-        (ids, mask, int(last))
-        for part in padded.slices
-        for ids, mask, last in zip(part.input_ids, part.attention_mask, part.last_index, strict=True)
-    ]
+    rows = [row for part in padded.slices for row in zip(part.input_ids, part.attention_mask, strict=True)]
+    # Where the states stand that the slices give: their rows, and in those the tokens.
+    read, first = [], 0
+    for part in padded.slices:
+        num_rows, length = part.input_ids.shape
+        assert len(part.read_index) == num_rows
+        read += [(first + int(index) // length, int(index) % length) for index in part.read_index]
+        first += num_rows
     seen = []
+    places = padded.place_of.view(batch.response_mask.shape)
     for g, group in enumerate(groups):
         for k, response in enumerate(group.response_ids):
-            seen.append(int(padded.row_of[g, k]))
-            ids, mask, last = rows[seen[-1]]
+            row, last = read[int(places[g, k])]
+            seen.append(row)
+            ids, mask = rows[row]
             wanted = [*group.prompt_ids.tolist(), *response.tolist()]
             assert ids[mask.bool()].tolist() == wanted
             assert mask[: len(wanted)].all()
             assert last == len(wanted) - 1
             assert ids[last] == batch.input_ids[0, batch.last_index[g, k]]
     assert len(set(seen)) == len(seen)
-    for row, (ids, mask, _) in enumerate(rows):
+    for row, (ids, mask) in enumerate(rows):
         assert not ids[~mask.bool()].any()
         assert mask.sum() == 1 or row in seen
-    assert not padded.row_of[~batch.response_mask].any()
     for part in padded.slices:
         num_rows, length = part.input_ids.shape
         assert max_tokens is None or num_rows * length <= max_tokens or num_rows == 1
-        assert {part.input_ids.dtype, part.attention_mask.dtype, part.last_index.dtype} == {torch.int64}
+        assert {part.input_ids.dtype, part.attention_mask.dtype, part.read_index.dtype} == {torch.int64}
         if not static:
             assert length == int(part.attention_mask.sum(dim=1).max())
     assert max_tokens is not None or len(padded.slices) == 1
 
 
+@settings(deadline=None, max_examples=60)
+@given(SHAPES, st.none() | st.integers(1, 300), st.booleans(), st.integers(0, 100), st.integers(0, 2**32 - 1))
+def test_every_token_is_found_again(
+    shapes: list[tuple[int, list[int]]], max_tokens: int | None, static: bool, percent: int, seed: int
+) -> None:
+    """Ids tell the tokens apart, and what stands before each is what stands before it in its conversation."""
+    groups = groups_of(shapes)
+    batch = pack(groups)
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, batch.num_tokens, batch.num_tokens * percent // 100)
+    padded = unpack(batch, tokens, max_tokens=max_tokens, static=static)
+    read = torch.cat([part.input_ids.flatten()[part.read_index] for part in padded.slices])
+    assert torch.equal(read[padded.place_of], batch.input_ids[0, torch.from_numpy(tokens)])
+    assert static or len(read) == len(np.unique(tokens))
+    before = torch.cat(
+        [(part.attention_mask.cumsum(dim=1).flatten() - 1)[part.read_index] for part in padded.slices]
+    )
+    assert torch.equal(before[padded.place_of], batch.position_ids[0, torch.from_numpy(tokens)])
+    if static:
+        assert all(len(part.read_index) == next_size(len(part.read_index)) for part in padded.slices)
+
+
 def test_prompts_of_none_beside_each_other() -> None:
     """Without prompts, only the context that is empty at another place tells the groups apart."""
     padded = unpack(pack(groups_of([(0, [1, 2]), (0, [3]), (2, [1]), (0, [1, 1])])))
-    assert padded.row_of.tolist() == [[3, 2], [0, 0], [1, 0], [4, 5]]
+    assert padded.place_of.view(4, 2)[:, 0].tolist() == [3, 0, 1, 4]
+    assert padded.place_of.view(4, 2)[[0, 3], 1].tolist() == [2, 5]
 
 
 def test_it_stays_on_the_device_of_the_batch() -> None:
     batch = pack(groups_of([(2, [1, 2])])).to("meta")
     padded = unpack(batch)
-    tensors = [padded.row_of, *(t for rows in padded.slices for t in vars(rows).values())]
+    tensors = [padded.place_of, *(t for rows in padded.slices for t in vars(rows).values())]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -182,6 +229,6 @@ def test_static_lengths_end_with_the_positions_of_the_model(max_length: int | No
 
 
 def test_layouts_say_nothing_about_what_is_absent() -> None:
-    """A group of one beside a group of three: the places of the absent responses point at row 0."""
+    """A group of one beside a group of three: the places of the absent responses point at the longest."""
     batch: PackedBatch = pack(groups_of([(1, [1]), (1, [1, 2, 3])]))
-    assert unpack(batch).row_of.tolist() == [[2, 0, 0], [3, 1, 0]]
+    assert unpack(batch).place_of.tolist() == [2, 0, 0, 3, 1, 0]

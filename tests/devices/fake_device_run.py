@@ -1,4 +1,4 @@
-"""Trains the project's reward model on the fake device; test_fake_device starts it and reads what it writes.
+"""Trains the project's reward model and policy on the fake device; test_fake_device starts it and reads what it writes.
 
 Argument: a folder. Writes ``found.pt`` into it.
 """
@@ -16,13 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 from fake_device import FakeDevice, FakeDeviceTensor, set_up
-from toy import pairs, run_of, tiny_reward_model, train
+from toy import ToyDataset, answers, pairs, run_of, tiny_policy, tiny_reward_model, train
 
 from xrlhf.data.packing import pack
 from xrlhf.devices import CpuDevice, Device
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.evaluation.batches import evaluate_batches
-from xrlhf.models import RewardModel
+from xrlhf.losses.policy import DPOLoss
+from xrlhf.models import PolicyModel, RewardModel
 
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_grad_norm": 1.0}
 
@@ -30,22 +31,38 @@ ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-2, "weight_decay": 0.1}, "max_gra
 def trained(folder: Path, name: str, device: Device, *, padded: bool = False, lora: bool = False) -> dict[str, Any]:
     """Logs, weights and scores of four steps."""
     model = tiny_reward_model(0.0 if lora else None, static_shapes=padded)
-    strategy = SingleStrategy(
-        device=device,
-        work_dir=str(folder / name),
-        env_kwargs={"launcher": "none", "randomness": {"seed": 0}},
-        experiment_name=name,
-    )
-    run = run_of(model, pairs(), folder / name, max_steps=4, optim_wrapper=ADAMW, strategy=strategy)
-    logs = train(run)
+    found = trained_model(model, pairs(), folder / name, device)
     with torch.no_grad():
         scores = model.eval().score(pack(pairs(6).groups).to(device.torch_device))
+    return {**found, "scores": scores.cpu()}
+
+
+def trained_policy(folder: Path, name: str, device: Device, *, padded: bool = False) -> dict[str, Any]:
+    """The same of a policy against a copy of itself; in the place of scores its log-probabilities."""
+    model = tiny_policy(DPOLoss(), static_shapes=padded)
+    found = trained_model(model, answers(), folder / name, device)
+    with torch.no_grad():
+        log_probs = model.eval().token_log_probs(pack(answers(6).groups).to(device.torch_device))
+    return {**found, "scores": log_probs.cpu()}
+
+
+def trained_model(
+    model: RewardModel | PolicyModel, dataset: ToyDataset, folder: Path, device: Device
+) -> dict[str, Any]:
+    """Logs and weights of four steps."""
+    strategy = SingleStrategy(
+        device=device,
+        work_dir=str(folder),
+        env_kwargs={"launcher": "none", "randomness": {"seed": 0}},
+        experiment_name=folder.name,
+    )
+    run = run_of(model, dataset, folder, max_steps=4, optim_wrapper=ADAMW, strategy=strategy)
+    logs = train(run)
     return {
         "layout": model.layout,
         "logs": logs,
         "on_fake_device": all(isinstance(p, FakeDeviceTensor) for p in model.parameters()),
         "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
-        "scores": scores.cpu(),
     }
 
 
@@ -94,6 +111,12 @@ def main() -> None:
         "cpu, padded": trained(folder, "cpu_padded", CpuDevice(), padded=True),
         "fake, lora": trained(folder, "fake_lora", fake, lora=True),
         "cpu, lora": trained(folder, "cpu_lora", CpuDevice(), lora=True),
+        "fake, policy": trained_policy(folder, "fake_policy", fake),
+        "cpu, policy": trained_policy(folder, "cpu_policy", CpuDevice()),
+        "fake, padded policy": trained_policy(
+            folder, "fake_padded_policy", FakeDevice(static_shapes=True), padded=True
+        ),
+        "cpu, padded policy": trained_policy(folder, "cpu_padded_policy", CpuDevice(), padded=True),
         "metrics": [metrics_on(device) for device in (fake, CpuDevice())],
         "batch_left_behind": message_of(lambda: model.score(batch)),
         "tensor_left_behind": message_of(lambda: forgetful.to("fakedev:0").score(batch.to("fakedev:0"))),

@@ -55,15 +55,16 @@ def group(launcher: str) -> list[Any]:
     return [obstacle, *calls, device.ddp_kwargs(), str(device.torch_device), device.process_group_backend]
 
 
-def train(max_grad_norm: float | None = 1.0) -> dict[str, Any]:
+def train(max_grad_norm: float | None = 1.0, *, policy: bool = False) -> dict[str, Any]:
     """Two steps of the real loop; tensors stay on the CPU, since a stand-in computes nothing."""
     import habana_frameworks
     import torch
     from torch.optim import AdamW
-    from toy import pairs, run_of, tiny_reward_model
+    from toy import answers, pairs, run_of, tiny_policy, tiny_reward_model
 
     from xrlhf.devices import HpuDevice
     from xrlhf.engine.strategies import SingleStrategy
+    from xrlhf.losses.policy import DPOLoss
 
     class OnCpu(HpuDevice):
         @property
@@ -77,14 +78,18 @@ def train(max_grad_norm: float | None = 1.0) -> dict[str, Any]:
     strategy = SingleStrategy(
         device=device, work_dir=str(FOLDER), env_kwargs={"launcher": "none", "randomness": {"seed": 0}}
     )
-    model = tiny_reward_model(static_shapes=device.static_shapes)
-    shapes = set()
-    model.hf_model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    options = {"static_shapes": device.static_shapes}
+    model: Any = tiny_policy(DPOLoss(), **options) if policy else tiny_reward_model(**options)
+    shapes, targets = set(), set()
+    for part in model.transformers_models():
+        part.model.register_forward_pre_hook(
+            lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        )
+        if policy:
+            part.lm_head.register_forward_pre_hook(lambda module, args: targets.add(len(args[0])))
     run = run_of(
         model,
-        pairs(),
+        answers() if policy else pairs(),
         FOLDER,
         max_steps=2,
         token_budget=80,
@@ -104,6 +109,7 @@ def train(max_grad_norm: float | None = 1.0) -> dict[str, Any]:
         "steps": steps,
         "micro_batches": micro_batches,
         "shapes": sorted(shapes),
+        "targets": sorted(targets),
         "layout": model.layout,
         "optimizer": type(strategy.optim_wrapper.optimizer).__name__,
         "memory": log["memory"],
@@ -118,6 +124,7 @@ SCENARIOS: dict[str, Any] = {
     "pytorch": lambda: group("pytorch"),
     "train": train,
     "train without a limit": lambda: train(None),
+    "train a policy": lambda: train(policy=True),
 }
 
 if __name__ == "__main__":

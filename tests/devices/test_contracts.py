@@ -116,12 +116,18 @@ def test_contract_gaudi_training(gaudi: Callable[..., Any], mode: str) -> None:
     assert found["memory"] == 5.0
 
 
-def test_contract_gaudi_shapes(gaudi: Callable[..., Any]) -> None:
-    """Every forward pass has a shape of the short list: rows 1, 2, 3, 4, 6, ... and, up to 64 tokens, one length."""
-    found = gaudi("train", PT_HPU_LAZY_MODE="0")[-1]
+@pytest.mark.parametrize("scenario", ["train", "train a policy"])
+def test_contract_gaudi_shapes(gaudi: Callable[..., Any], scenario: str) -> None:
+    """Every forward pass has a shape of the short list: rows 1, 2, 3, 4, 6, ... and, up to 64 tokens, one length.
+
+    So has every pass of a policy's reference, and what the output layers are given.
+    """
+    found = gaudi(scenario, PT_HPU_LAZY_MODE="0")[-1]
     assert found["layout"] == "padded"
     assert {length for _, length in found["shapes"]} == {64}
     assert {rows for rows, _ in found["shapes"]} <= {1, 2, 3, 4, 6, 8, 12, 16}
+    assert set(found["targets"]) <= {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128}
+    assert bool(found["targets"]) == (scenario == "train a policy")
 
 
 def test_contract_gaudi_without_a_limit(gaudi: Callable[..., Any]) -> None:

@@ -188,7 +188,7 @@ def test_what_is_learnt_can_be_looked_at(xrlhf: Callable[..., CompletedProcess[s
         (["targets=None"], "set train_dataloader.dataset.targets to 'answer'"),
         (["targets=anser"], "targets must be 'answer', 'assistant', 'all' or None"),
         (["model.reference=copy"], "LanguageModelLoss reads no reference"),
-        (["model.layout=padded"], "a policy is trained on packed rows"),
+        (["model.layout=rows"], "layout must be 'auto', 'packed' or 'padded'"),
     ],
 )
 def test_bad_options(

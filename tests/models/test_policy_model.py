@@ -94,15 +94,16 @@ def test_a_reference_of_another_vocabulary() -> None:
         PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference=another)
 
 
-@pytest.mark.parametrize("options", [{"layout": "padded"}, {"static_shapes": True}])
-def test_padded_rows_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="a policy is trained on packed rows"):
-        PolicyModel(tiny_causal_lm(), loss=LanguageModelLoss(), **options)
+def test_packed_rows_of_a_model_that_cannot_be_packed() -> None:
+    with pytest.raises(ModelError, match="BloomForCausalLM cannot be trained on packed groups"):
+        PolicyModel(tiny_causal_lm("bloom"), loss=LanguageModelLoss(), layout="packed")
 
 
-def test_a_model_that_cannot_be_packed() -> None:
-    with pytest.raises(ModelError, match="Bloom"):
-        PolicyModel(tiny_causal_lm("bloom"), loss=LanguageModelLoss())
+def test_packed_rows_of_a_reference_that_cannot_be_packed() -> None:
+    another = {"type": causal_lm_from_config, "model_type": "bloom", "vocab_size": 320, "hidden_size": 16, "n_head": 2}
+    with pytest.raises(ModelError, match="BloomForCausalLM cannot be trained on packed groups"):
+        PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference=another, layout="packed")
+    assert PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference=another).reference_layout == "padded"
 
 
 def test_data_that_says_nothing_of_targets() -> None:

@@ -271,7 +271,7 @@ def test_padding_that_was_asked_for_is_no_warning(
 def test_what_fits_no_layout_is_refused() -> None:
     """An encoder pools its first token for the head."""
     model = tiny_backbone("bert")
-    with pytest.raises(ModelError, match=r"BertForSequenceClassification .* so it cannot be a reward model here"):
+    with pytest.raises(ModelError, match=r"BertForSequenceClassification .* so it cannot be trained here"):
         choose_layout(model, score_head(model)[1])
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import compare_gradients, conversations_of, gradients_of, random_groups, tiny_causal_lm
-from torch import Tensor
-from transformers import PreTrainedModel
+from tiny_models import compare_gradients, gradients_of, logps_alone, random_groups, tiny_causal_lm, with_targets
 
 from xrlhf.data.packing import pack
 from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
 from xrlhf.models.policy_model import PolicyModel
-from xrlhf.structures import TokenizedGroup
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "gemma", "mixtral"]},
@@ -28,41 +23,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3, windows": ("gemma3_text", {"sliding_window": 7}),
     "gpt_oss, windows and sinks": ("gpt_oss", {"sliding_window": 4}),
 }
-
-
-def with_targets(groups: list[TokenizedGroup], seed: int = 1) -> list[TokenizedGroup]:
-    """Every other token is a target by chance, in prompts too; at least one in each response."""
-    generator = np.random.default_rng(seed)
-    found = []
-    for group in groups:
-        masks = [generator.random(len(ids)) < 0.5 for ids in (group.prompt_ids, *group.response_ids)]
-        for mask in masks[1:]:
-            mask[-1] = True
-        for first in masks[:1] if len(masks[0]) else masks[1:]:
-            first[0] = False
-        found.append(replace(group, is_target=np.concatenate(masks)))
-    return found
-
-
-def logps_alone(model: PreTrainedModel, groups: list[TokenizedGroup], most: int) -> tuple[Tensor, Tensor]:
-    """(G, K) sums and counts, conversation by conversation, 0 where none is."""
-    sums, counts = [], []
-    for group in groups:
-        assert group.is_target is not None
-        prompt, *responses = np.split(
-            group.is_target, np.cumsum([len(ids) for ids in (group.prompt_ids, *group.response_ids)])[:-1]
-        )
-        of_group, number = [], []
-        for ids, own in zip(conversations_of(group), responses, strict=True):
-            mask = torch.from_numpy(np.concatenate([prompt, own]))[1:]
-            log_probs = model(ids[None], use_cache=False).logits[0, :-1].float().log_softmax(dim=1)
-            chosen = log_probs.gather(1, ids[1:, None]).squeeze(1)
-            of_group.append(torch.where(mask, chosen, 0.0).sum())
-            number.append(int(mask.sum()))
-        missing = most - len(of_group)
-        sums.append(torch.stack([*of_group, *[torch.zeros(())] * missing]))
-        counts.append([*number, *[0] * missing])
-    return torch.stack(sums), torch.tensor(counts)
 
 
 SHAPES = ((7, (4, 6)), (3, (2, 5, 2)), (12, (3, 3, 8, 2)), (0, (2, 5)), (1, (4, 4)), (0, (9,)))

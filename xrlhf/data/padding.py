@@ -81,7 +81,12 @@ def plan_slices(
 
 
 def unpack(
-    batch: PackedBatch, *, max_tokens: int | None = None, static: bool = False, max_length: int | None = None
+    batch: PackedBatch,
+    tokens: np.ndarray | None = None,
+    *,
+    max_tokens: int | None = None,
+    static: bool = False,
+    max_length: int | None = None,
 ) -> PaddedBatch:
     """The conversations of a packed batch as padded rows, on the batch's device.
 
@@ -89,28 +94,42 @@ def unpack(
 
         input_ids       5 6 8 9    5 6 7 0    4 3 0 0    4 2 0 0
         attention_mask  1 1 1 1    1 1 1 0    1 1 0 0    1 1 0 0
-        last_index            3          2          1          1
-        row_of          [[1, 0], [2, 3]]
+        read_index            3          6          9         13
+        place_of        [1, 0, 2, 3]
 
     What goes where is computed from the segments on the CPU, without waiting for the device.
 
     Args:
         batch: A batch as :func:`xrlhf.data.packing.pack` makes it.
+        tokens: (M,) int64, the tokens of the packed row whose states are going to be read; one may be named more than
+            once. A token of a prompt is read in a single row, however many repeat it. None for the last token of each
+            response: (G * K,), and any of them where there is no response.
         max_tokens: As in :func:`plan_slices`.
-        static: As in :func:`plan_slices`. Rows beyond the conversations attend to one token; nothing reads them.
+        static: As in :func:`plan_slices`; what is read of a slice is as many states as it may have rows. Rows beyond
+            the conversations attend to one token, and nothing reads them.
         max_length: As in :func:`plan_slices`.
     """
     conversations = _Conversations.of(batch.segments)
+    if tokens is None:
+        read, place_of = conversations.last_tokens(*batch.last_index.shape)
+    else:
+        read, place_of = np.unique(tokens, return_inverse=True)
+    conversation, column = conversations.of_tokens(read)
+    place = np.zeros(len(read), dtype=np.int64)
     device = batch.input_ids.device
-    row_of = np.zeros(tuple(batch.last_index.shape), dtype=np.int64)
     slices: list[PaddedRows] = []
-    first_row = 0
+    first = 0
     for part in plan_slices(conversations.length, max_tokens=max_tokens, static=static, max_length=max_length):
         num_conversations = len(part.rows)
-        row_of[conversations.group[part.rows], conversations.response[part.rows]] = np.arange(
-            first_row, first_row + num_conversations
-        )
-        first_row += part.num_rows
+        row = np.full(len(conversations.length), -1)
+        row[part.rows] = np.arange(num_conversations)
+        mine = np.nonzero(row[conversation] >= 0)[0]
+        index = row[conversation[mine]] * part.length + column[mine]
+        order = np.argsort(index)
+        read_index = np.zeros(next_size(max(1, len(mine))) if static else len(mine), dtype=np.int64)
+        read_index[: len(mine)] = index[order]
+        place[mine[order]] = first + np.arange(len(mine))
+        first += len(read_index)
         length = np.ones(part.num_rows, dtype=np.int64)
         length[:num_conversations] = conversations.length[part.rows]
         source = np.zeros((part.num_rows, part.length), dtype=np.int64)
@@ -118,8 +137,8 @@ def unpack(
         mask = torch.from_numpy((np.arange(part.length) < length[:, None]).astype(np.int64)).to(device)
         ids = batch.input_ids[0].index_select(0, torch.from_numpy(source.ravel()).to(device)).view(mask.shape)
         # Multiplying sets what is masked to id 0, which every vocabulary has.
-        slices.append(PaddedRows(ids * mask, mask, torch.from_numpy(length - 1).to(device)))
-    return PaddedBatch(tuple(slices), torch.from_numpy(row_of).to(device))
+        slices.append(PaddedRows(ids * mask, mask, torch.from_numpy(read_index).to(device)))
+    return PaddedBatch(tuple(slices), torch.from_numpy(place[place_of]).to(device))
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,25 @@ class _Conversations:
             context_start=context_start,
             start=start,
         )
+
+    def last_tokens(self, num_groups: int, most_responses: int) -> tuple[np.ndarray, np.ndarray]:
+        """The index in the packed row of the end of every conversation, and (G * K,) which of them each response has."""
+        which = np.full(num_groups * most_responses, int(self.length.argmax()), dtype=np.int64)
+        which[self.group * most_responses + self.response] = np.arange(len(self.length))
+        return self.start + self.length - self.context - 1, which
+
+    def of_tokens(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """In which conversation each token of the packed row is read, and as the how manyth of it.
+
+        A token of a prompt is in all of its group's; it is read in the first.
+        """
+        before = np.searchsorted(self.start, tokens, side="right") - 1
+        stop = self.start + self.length - self.context
+        own = (before >= 0) & (tokens < stop[before])
+        # A prompt lies in front of its first response.
+        conversation = np.where(own, before, before + 1)
+        begin = np.where(own, self.start[conversation] - self.context[conversation], self.context_start[conversation])
+        return conversation, tokens - begin
 
     def places(self, rows: np.ndarray, length: int) -> np.ndarray:
         """(rows, length) the index in the packed row of every token, 0 behind the end."""

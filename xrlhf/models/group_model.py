@@ -6,13 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel, TaskType
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from xrlhf.data.padding import unpack
 from xrlhf.errors import ModelError
 from xrlhf.models.flops import matrix_flops
+from xrlhf.models.hidden_states import padded_states
 from xrlhf.models.loading import decoder_layers, disable_dropout, fit_embeddings, torch_dtype
 from xrlhf.models.lora import add_lora, base_is_untouched
 from xrlhf.models.offload import HostActivations
@@ -138,6 +142,39 @@ class GroupModel(nn.Module):
             if self.activation_offload and torch.is_grad_enabled():
                 stack.enter_context(self.host_activations(self.hf_model.parameters()).hooks())
             yield
+
+    def states_of_padded_rows(
+        self, model: PreTrainedModel, batch: PackedBatch, tokens: np.ndarray | None = None
+    ) -> Tensor:
+        """The states of tokens of a packed row, found on padded rows.
+
+        Rows run in several forward passes, each about as large as the packed row, and all but the last are computed
+        again in the backward pass, so that they need no more memory than packing would; in one pass under
+        ``single_forward``.
+
+        Args:
+            model: One of the models inside, with an attention of its own.
+            batch: On the model's device.
+            tokens: As in :func:`~xrlhf.data.padding.unpack`.
+
+        Returns:
+            (M, H).
+        """
+        padded = unpack(
+            batch,
+            tokens,
+            max_tokens=None if self.single_forward else batch.num_tokens,
+            static=self.static_shapes,
+            max_length=getattr(model.config, "max_position_embeddings", None),
+        )
+        # A model that recomputes its layers keeps so little of each slice that the slices need not be.
+        recompute = torch.is_grad_enabled() and not self.gradient_checkpointing
+        states = [
+            checkpoint(padded_states, model, rows, use_reentrant=False) if recompute else padded_states(model, rows)
+            for rows in padded.slices[:-1]
+        ]
+        states.append(padded_states(model, padded.slices[-1]))
+        return torch.cat(states).index_select(0, padded.place_of)
 
     def checkpoint_names(self) -> set[str]:
         """Names of the state that a checkpoint must hold: all of it, or what adapters train on a reloadable base."""

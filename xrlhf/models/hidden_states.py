@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -54,7 +53,7 @@ def packed_row(model: PreTrainedModel, batch: PackedBatch, read: Tensor, **extra
 
 
 def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Tensor:
-    """The state of the last token of every row.
+    """The states of the tokens that are to be read.
 
     Positions are left to the model: with padding on the right every token stands where it stands alone, in whichever
     way a family counts.
@@ -64,9 +63,9 @@ def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Tensor:
         rows: On the model's device.
 
     Returns:
-        (R, H).
+        (N, H).
     """
     hidden = getattr(model, model.base_model_prefix)(
         input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
     ).last_hidden_state
-    return hidden[torch.arange(len(rows.last_index), device=hidden.device), rows.last_index]
+    return cast(Tensor, hidden.flatten(0, 1).index_select(0, rows.read_index))

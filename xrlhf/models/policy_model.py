@@ -8,12 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from peft import PeftModel, TaskType
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from xrlhf.data.padding import next_size
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses.objective import counted_sums
 from xrlhf.losses.policy import PolicyLoss, ResponseLogps
@@ -25,6 +27,7 @@ from xrlhf.models.loading import torch_dtype
 from xrlhf.models.output_layer import choosing_output_layer
 from xrlhf.models.probe import choose_layout
 from xrlhf.models.quantised import is_quantised
+from xrlhf.models.shapes import are_shapes_alone
 from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
@@ -50,19 +53,20 @@ class PolicyModel(GroupModel):
         precision: As in :class:`~xrlhf.models.reward_model.RewardModel`; log-probabilities are in float32 always.
         gradient_checkpointing: As there.
         activation_offload: As there.
-        layout: ``"auto"`` or ``"packed"``: a policy is trained on packed rows only.
-        static_shapes: The device compiles a program for every shape, which packed rows are not made for.
+        layout: As there. A reference that is another model has a layout of its own, found in the same way.
+        static_shapes: As there; the number of target tokens that the output layer is given is padded as well.
         attention: As there.
         compile: As there.
 
     Attributes:
         reference: The frozen model, where it is one of its own.
+        reference_layout: The layout of that model; the policy's where it has none.
         reference_kind: ``"adapter_off"``, ``"copy"``, ``"cached"``, ``"model"``, or None where no reference is read.
         initial_digest: Of the weights before training, where the reference is cached: a sample of each.
 
     Raises:
-        ModelError: The backbone cannot be packed, has no output layer that is known here, or does not fit the
-            tokenizer or the reference.
+        ModelError: The backbone or the reference can be used in neither layout or not in the one asked for, has no
+            output layer that is known here, or does not fit the tokenizer or the other.
         ConfigError: A reference that the model does not have, or one that the loss does not read.
     """
 
@@ -82,9 +86,6 @@ class PolicyModel(GroupModel):
         attention: str = "auto",
         compile: bool | str = False,
     ) -> None:
-        if static_shapes or layout == "padded":
-            why = "this device needs static shapes" if static_shapes else "layout='padded'"
-            raise ModelError(f"a policy is trained on packed rows, and {why}: choose another device or layout")
         model = build_backbone(backbone, tokenizer)
         built = None if loss is None else build_loss(loss)
         if built is not None and not isinstance(built, PolicyLoss):
@@ -94,19 +95,15 @@ class PolicyModel(GroupModel):
             )
         kind = _kind_of_reference(reference, built, uses_lora=lora is not None)
         # Made before adapters are added and before anything is trained.
-        self_digest = _digest(model) if kind == "cached" else ""
+        self_digest = _digest(model) if kind == "cached" and not are_shapes_alone() else ""
         frozen = _frozen_reference(kind, model, tokenizer)
         wanted = torch_dtype(precision)
         products = model.dtype if wanted is torch.float32 else wanted
         own_attention = model.config._attn_implementation or "eager"
-        # While the models have their own attention, which reads a plain sequence.
-        output_layer = choosing_output_layer(model, products)
-        if frozen is not None:
-            # Like the policy it reads packed rows, with a shorter last layer.
-            choose_layout(frozen, choosing_output_layer(frozen, products), layout="packed")
         super().__init__(
             model,
-            output_layer,
+            # While the model has its own attention, which reads a plain sequence.
+            choosing_output_layer(model, products),
             tokenizer=tokenizer,
             lora=lora,
             task=TaskType.CAUSAL_LM,
@@ -114,8 +111,8 @@ class PolicyModel(GroupModel):
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
             activation_offload=activation_offload,
-            layout="packed",
-            static_shapes=False,
+            layout=layout,
+            static_shapes=static_shapes,
             attention=attention,
             compile=compile,
             trains=loss is not None,
@@ -131,9 +128,20 @@ class PolicyModel(GroupModel):
         self.reference_kind = kind if isinstance(kind, str) or kind is None else "model"
         self.reference: PreTrainedModel | None = frozen
         self.initial_digest = self_digest
+        self.reference_layout = self.layout
         self._own_attention = own_attention
         if frozen is not None:
-            frozen.set_attn_implementation(register_segment_attention(attention))
+            self.reference_layout = self._choose_layout_of_reference(
+                frozen, choosing_output_layer(frozen, products), layout
+            )
+            if self.reference_layout == "packed":
+                frozen.set_attn_implementation(register_segment_attention(attention))
+
+    def _choose_layout_of_reference(self, reference: PreTrainedModel, output_layer: nn.Module, asked: str) -> str:
+        if self.reference_kind == "copy":
+            # What was found of the policy holds for its copy; packing still makes the last layer shorter.
+            return "padded" if self.layout == "padded" else choose_layout(reference, output_layer, layout="packed")
+        return choose_layout(reference, output_layer, layout=asked, static_shapes=self.static_shapes)
 
     def transformers_models(self) -> Iterator[PreTrainedModel]:
         yield self.hf_model
@@ -154,7 +162,7 @@ class PolicyModel(GroupModel):
 
         def count(batch: PackedBatch) -> float:
             targets = 0 if batch.target_index is None else len(batch.target_index)
-            read = 0 if batch.target_source is None else len(torch.unique(batch.target_source))
+            read = 0 if batch.target_source is None else len(_unique_tokens(batch.target_source)[0])
             return flops.of(batch.segments, read) + of_reference.of(batch.segments, read) + of_output * targets
 
         return count
@@ -203,22 +211,35 @@ class PolicyModel(GroupModel):
         model = self.hf_model
         was_training, attention = model.training, model.config._attn_implementation
         model.eval()
-        model.set_attn_implementation(self._own_attention)
+        # On padded rows it has kept its own, and some families know no way to set one.
+        if self.layout == "packed":
+            model.set_attn_implementation(self._own_attention)
         try:
             yield model
         finally:
-            model.set_attn_implementation(attention)
+            if self.layout == "packed":
+                model.set_attn_implementation(attention)
             model.train(was_training)
 
     def _of_model(self, model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         if batch.target_index is None or batch.target_source is None:
             raise ModelError("the data does not say which tokens are to be learnt: set targets='answer' of the dataset")
+        device, num_targets = batch.input_ids.device, len(batch.target_index)
+        chosen = batch.input_ids[0, batch.target_index]
         # Responses of one group begin with different tokens after the same one.
-        read, place = torch.unique(batch.target_source, return_inverse=True)
-        with self.computing(batch.input_ids.device):
-            states = packed_row(model, batch, read)[read]
+        read, place = _unique_tokens(batch.target_source)
+        if self.static_shapes:
+            more = next_size(max(1, num_targets)) - num_targets
+            place, chosen = np.pad(place, (0, more)), nn.functional.pad(chosen, (0, more))
+        with self.computing(device):
+            if (self.reference_layout if model is self.reference else self.layout) == "packed":
+                index = torch.from_numpy(read).to(device)
+                states = packed_row(model, batch, index)[index]
+            else:
+                states = self.states_of_padded_rows(model, batch, read)
         output_layer = cast(nn.Module, model.get_output_embeddings())
-        return cast(Tensor, output_layer(states[place], chosen=batch.input_ids[0, batch.target_index]))
+        of_targets = output_layer(states[torch.from_numpy(place).to(device)], chosen=chosen)
+        return cast(Tensor, of_targets[:num_targets])
 
     def logps(self, batch: PackedBatch, token_log_probs: Tensor) -> ResponseLogps:
         """Sums over the target tokens of each response."""
@@ -284,6 +305,12 @@ def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -
     if asked == "auto":
         return "adapter_off" if uses_lora else "copy"
     return asked
+
+
+def _unique_tokens(tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) every token once, and (N,) which of those each is; on the host, where the rows are laid out."""
+    # As a list: the only way out of a tensor with values where shapes alone are run.
+    return np.unique(np.array(tokens.tolist(), dtype=np.int64), return_inverse=True)
 
 
 def _digest(model: PreTrainedModel) -> str:

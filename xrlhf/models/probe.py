@@ -171,14 +171,14 @@ def check_padding(model: PreTrainedModel, head: nn.Module | None = None, *, stat
             rows = unpack(
                 batch, static=static_shapes, max_length=getattr(model.config, "max_position_embeddings", None)
             )
-            padded = padded_states(model, rows.slices[0]).index_select(0, rows.row_of.flatten()).float()
+            padded = padded_states(model, rows.slices[0]).index_select(0, rows.place_of).float()
         except _MODEL_FAILURES as error:
             raise ModelError(f"{name} cannot be trained on padded rows: {error_line(error)}") from error
     difference = _difference(model, padded, alone)
     if not difference <= _tolerance(model):
         raise ModelError(
             f"{name} gives other hidden states when rows are padded on the right, or changes them before its head "
-            f"reads them (relative difference {difference:.2g}), so it cannot be a reward model here"
+            f"reads them (relative difference {difference:.2g}), so it cannot be trained here"
         )
 
 

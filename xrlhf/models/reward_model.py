@@ -8,17 +8,15 @@ from typing import Any, Literal
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xrlhf.data.padding import unpack
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses.objective import GroupMean, counted_sums
 from xrlhf.losses.policy import PolicyLoss
 from xrlhf.losses.statistics import pair_statistics
 from xrlhf.models.group_model import GroupModel, build_backbone, build_loss
 from xrlhf.models.heads import Head, head_of_config
-from xrlhf.models.hidden_states import packed_states, padded_states
+from xrlhf.models.hidden_states import packed_states
 from xrlhf.models.loading import score_head
 from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
@@ -62,9 +60,8 @@ class RewardModel(GroupModel):
         head: The head.
         layout: The layout that was chosen.
         host_activations: The class that moves activations under ``activation_offload``.
-        single_forward: Run every micro-batch in one forward pass, for strategies in which all processes must make
-            equally many. Padded rows run in several otherwise, each about as large as the packed row, and all but
-            the last are computed again in the backward pass, so that they need no more memory than packing would.
+        single_forward: Run every micro-batch in one forward pass, see
+            :meth:`~xrlhf.models.group_model.GroupModel.states_of_padded_rows`.
 
     Raises:
         ModelError: The backbone can be used in neither layout or not in the one asked for, or does not fit the
@@ -137,28 +134,10 @@ class RewardModel(GroupModel):
             if self.layout == "packed":
                 states = packed_states(self.hf_model, batch)
             else:
-                states = self._states_of_padded_rows(batch)
+                states = self.states_of_padded_rows(self.hf_model, batch)
         with torch.autocast(device.type, enabled=False):
             raw = getattr(self.hf_model, self.head_name)(states.float()).view(*batch.last_index.shape, -1)
         return self.head.outputs(torch.where(batch.response_mask.unsqueeze(-1), raw, raw.new_zeros(())))
-
-    def _states_of_padded_rows(self, batch: PackedBatch) -> Tensor:
-        """(G * K, H), of any row where there is no response."""
-        model = self.hf_model
-        padded = unpack(
-            batch,
-            max_tokens=None if self.single_forward else batch.num_tokens,
-            static=self.static_shapes,
-            max_length=getattr(model.config, "max_position_embeddings", None),
-        )
-        # A model that recomputes its layers keeps so little of each slice that the slices need not be.
-        recompute = torch.is_grad_enabled() and not self.gradient_checkpointing
-        states = [
-            checkpoint(padded_states, model, rows, use_reentrant=False) if recompute else padded_states(model, rows)
-            for rows in padded.slices[:-1]
-        ]
-        states.append(padded_states(model, padded.slices[-1]))
-        return torch.cat(states).index_select(0, padded.row_of.flatten())
 
     def forward(self, batch: PackedBatch, mode: Literal["loss", "outputs"] = "loss") -> LossOutput | Tensor:
         """Loss and metrics of a micro-batch, summed over its groups; or, in mode ``"outputs"``, what its head gives.
