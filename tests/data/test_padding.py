@@ -143,9 +143,7 @@ def test_every_token_is_found_again(
     read = torch.cat([part.input_ids.flatten()[part.read_index] for part in padded.slices])
     assert torch.equal(read[padded.place_of], batch.input_ids[0, torch.from_numpy(tokens)])
     assert static or len(read) == len(np.unique(tokens))
-    before = torch.cat(
-        [(part.attention_mask.cumsum(dim=1).flatten() - 1)[part.read_index] for part in padded.slices]
-    )
+    before = torch.cat([(part.attention_mask.cumsum(dim=1).flatten() - 1)[part.read_index] for part in padded.slices])
     assert torch.equal(before[padded.place_of], batch.position_ids[0, torch.from_numpy(tokens)])
     if static:
         assert all(len(part.read_index) == next_size(len(part.read_index)) for part in padded.slices)

@@ -100,7 +100,9 @@ def test_a_model_of_another_kind_has_no_memory_section(recipe: Config, monkeypat
     import xrlhf.engine.dry_run as module
 
     monkeypatch.setattr(module, "RewardModel", type(None))
-    assert "it is planned for a RewardModel, and model.type is RewardModel" in list(dry_run(recipe, Ranks()))
+    assert "it is planned for a RewardModel or a PolicyModel, and model.type is RewardModel" in list(
+        dry_run(recipe, Ranks())
+    )
 
 
 # ---------------------------------------------------------------- plans of many devices
@@ -196,3 +198,83 @@ def test_sequence_parallel_is_refused(recipe: Config, where: str) -> None:
         list(plan_run(recipe, 2, CpuDevice()))
     with pytest.raises(ConfigError, match="one conversation is not split over devices"):
         list(dry_run(recipe, Ranks(world_size=2, launcher="pytorch")))
+
+
+# ---------------------------------------------------------------- policies
+
+
+@pytest.fixture
+def policy_recipe(recipe: Config, tmp_path: Path) -> Config:
+    """DPO of a Llama of which there is a config alone, on data that is not there."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(  # type: ignore[call-arg]
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    ).save_pretrained(tmp_path / "model")
+    recipe.train_dataloader.dataset["sources"][0]["source"] = str(tmp_path / "nowhere.jsonl")
+    recipe.train_dataloader.dataset["targets"] = "answer"
+    recipe.model = {
+        "type": "xrlhf.models.PolicyModel",
+        "backbone": {"type": "xrlhf.models.causal_lm_from_pretrained", "path": str(tmp_path / "model")},
+        "loss": {"type": "xrlhf.losses.policy.DPOLoss"},
+    }
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "weights"),
+    [
+        ({"reference": "copy"}, "a frozen copy of itself, whose weights are counted too", 2),
+        ({"reference": "cached"}, "log-probabilities from disk", 1),
+        ({"lora": {"r": 2}}, "itself without its adapters, which holds no more weights", 1),
+        ({"loss": {"type": "xrlhf.losses.policy.ORPOLoss"}}, "", 1),
+    ],
+    ids=["copy", "cached", "adapter_off", "none"],
+)
+def test_a_plan_of_a_policy(policy_recipe: Config, model: dict[str, object], words: str, weights: int) -> None:
+    """Whose model is 16 wide.
+
+    q, k, v, o: 16 x 16. gate, up, down: 16 x 32. Three norms of 16. Embeddings and output layer: 16 a row.
+    """
+    policy_recipe.model.update(model)
+    lines = list(plan_run(policy_recipe, 2, CpuDevice(), memory_gib=80.0, tflops=1.0, link_gbs=10.0))
+    found, _, of_trained = lines[1].partition(" parameters, ")
+    rows = int(lines[1].split()[0].replace(",", "")) / weights - 4 * 256 - 3 * 512 - 48
+    if "lora" in model:
+        # Rank 2 on seven matrices: 2 x 32 for four of them and 2 x 48 for three.
+        rows -= 4 * 64 + 3 * 96
+        assert of_trained == f"{4 * 64 + 3 * 96} of them trained"
+    else:
+        assert of_trained == f"{int(found.replace(',', '')) // weights:,} of them trained"
+    assert rows == 2 * 16 * 32
+    assert lines[2] == "LlamaForCausalLM, packed rows, float32, activations kept"
+    assert (f"compared with {words}" in lines) == bool(words)
+    assert table_of(lines)["fsdp"][6] == "yes"
+
+
+def test_a_policy_on_padded_rows_holds_more(policy_recipe: Config) -> None:
+    policy_recipe.model["layout"] = "padded"
+    lines = list(plan_run(policy_recipe, 2, CpuDevice(), memory_gib=80.0))
+    assert lines[2] == "LlamaForCausalLM, padded rows, float32, activations kept"
+
+
+def test_what_a_policy_could_do_where_nothing_fits(policy_recipe: Config) -> None:
+    (line,) = list(plan_run(policy_recipe, 2, CpuDevice(), memory_gib=1e-5))[-1:]
+    assert "model.reference='cached', adapters (model.lora) or more devices" in line
+
+
+def test_the_report_of_a_policy(policy_recipe: Config, tiny_parts: Path) -> None:
+    policy_recipe.train_dataloader.dataset["sources"][0]["source"] = str(tiny_parts / "pairs.jsonl")
+    policy_recipe.val_dataloader = policy_recipe.val_cfg = None
+    policy_recipe.model["backbone"] = {
+        "type": "xrlhf.models.causal_lm_from_config",
+        **{"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32},
+        **{"num_hidden_layers": 1, "num_attention_heads": 2},
+    }
+    lines = list(dry_run(policy_recipe, Ranks()))
+    memory = lines[lines.index("# ---- memory of one device, at the peak of a step") + 1 : -2]
+    names = ["weights", "gradients", "optimizer", "activations", "buffers", "total"]
+    assert [line.split()[0] for line in memory] == names
+    held = {line.split()[0]: float(line.split()[1]) for line in memory}
+    assert held["total"] > 0
+    assert held["weights"] >= held["gradients"]

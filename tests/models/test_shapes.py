@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, random_groups, tiny_backbone
+from peft import LoraConfig
+from tiny_models import FAMILIES, random_groups, tiny_backbone, tiny_causal_lm, with_targets
 from torch import nn
 
 from xrlhf.data.packing import pack
 from xrlhf.errors import ModelError
 from xrlhf.losses import RankingLoss
-from xrlhf.models import RewardModel, backbone_from_config, backbone_from_pretrained
+from xrlhf.losses.policy import DPOLoss
+from xrlhf.models import (
+    PolicyModel,
+    RewardModel,
+    backbone_from_config,
+    backbone_from_pretrained,
+    causal_lm_from_pretrained,
+)
 from xrlhf.models.shapes import are_shapes_alone, batch_on_paper, paper_mode, put_on_paper, shapes_alone
 
 
@@ -79,3 +88,52 @@ def test_shared_weights_stay_shared() -> None:
 def test_dropped_names_are_refused_as_ever() -> None:
     with shapes_alone(), pytest.raises(ModelError, match="hidden_sise"):
         backbone_from_config("llama", hidden_sise=8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom", "internlm2"])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+def test_a_policy_by_its_shapes(family: str, lora: dict[str, Any] | None) -> None:
+    """With the copy of itself that it is compared with, where it has no adapters."""
+    real = PolicyModel(tiny_causal_lm(family), loss=DPOLoss(), lora=lora)
+    with shapes_alone():
+        planned = PolicyModel(tiny_causal_lm(family), loss=DPOLoss(), lora=lora)
+    assert (planned.layout, planned.reference_layout) == (real.layout, real.reference_layout)
+    described = [
+        {name: (weight.shape, weight.dtype, weight.requires_grad) for name, weight in model.named_parameters()}
+        for model in (planned, real)
+    ]
+    assert described[0] == described[1]
+    assert all(are_shapes_alone(weight) for weight in planned.parameters())
+    batch = pack(with_targets(random_groups()))
+    assert batch.target_index is not None
+    mode = paper_mode()
+    put_on_paper(planned, mode)
+    with mode:
+        policy, reference = planned(batch_on_paper(batch, mode), mode="outputs")
+        assert policy.shape == reference.shape == batch.target_index.shape
+        policy.sum().backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in planned.backbone.parameters())
+
+
+def test_the_config_of_a_language_model_is_enough(tmp_path: Path) -> None:
+    """Also where an adapter names it; and a cached reference needs no value either."""
+    tiny_causal_lm().config.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    named = LoraConfig(base_model_name_or_path=str(tmp_path / "base"), task_type="CAUSAL_LM", target_modules=["q_proj"])
+    named.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    for name in ("base", "adapter"):
+        with shapes_alone():
+            model = causal_lm_from_pretrained(str(tmp_path / name), dtype="bfloat16")
+            PolicyModel(model, loss=DPOLoss(), reference="cached")
+        assert type(model).__name__ == "LlamaForCausalLM"
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        assert all(are_shapes_alone(weight) for weight in model.parameters())
+
+
+def test_the_config_of_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
+    config = tiny_backbone().config
+    config.architectures = ["LlamaForSequenceClassification"]
+    config.save_pretrained(tmp_path)
+    with shapes_alone(), pytest.raises(ModelError, match="is a reward model or another classifier"):
+        causal_lm_from_pretrained(str(tmp_path))

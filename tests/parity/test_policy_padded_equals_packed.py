@@ -108,8 +108,7 @@ def test_a_family_that_can_be_packed(name: str, checkpointing: bool, static: boo
     if name == "cached":
         generator = np.random.default_rng(2)
         groups = [
-            replace(g, reference_logps=generator.normal(-20, 3, len(g.response_ids)).astype(np.float32))
-            for g in groups
+            replace(g, reference_logps=generator.normal(-20, 3, len(g.response_ids)).astype(np.float32)) for g in groups
         ]
     batch = pack(groups, weights=[1, 0, 1])
     backbone = tiny_causal_lm()
@@ -256,7 +255,9 @@ def test_rows_without_a_target(static: bool) -> None:
     groups = [replace(group, is_target=mask) for group, mask in zip(groups, masks, strict=True)]
     batch = pack(groups)
     models = [
-        PolicyModel(tiny_causal_lm(), loss=LanguageModelLoss(), layout=layout, static_shapes=static and layout != "packed")
+        PolicyModel(
+            tiny_causal_lm(), loss=LanguageModelLoss(), layout=layout, static_shapes=static and layout != "packed"
+        )
         for layout in ("packed", "padded")
     ]
     for model in models:

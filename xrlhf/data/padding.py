@@ -182,7 +182,7 @@ class _Conversations:
         )
 
     def last_tokens(self, num_groups: int, most_responses: int) -> tuple[np.ndarray, np.ndarray]:
-        """The index in the packed row of the end of every conversation, and (G * K,) which of them each response has."""
+        """The index in the packed row of the end of each conversation, and (G * K,) which of those a response has."""
         which = np.full(num_groups * most_responses, int(self.length.argmax()), dtype=np.int64)
         which[self.group * most_responses + self.response] = np.arange(len(self.length))
         return self.start + self.length - self.context - 1, which

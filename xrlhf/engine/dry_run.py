@@ -25,7 +25,7 @@ from xrlhf.engine.plan import (
     workload_of,
 )
 from xrlhf.errors import ConfigError, DataError, ModelError, error_line
-from xrlhf.models import RewardModel
+from xrlhf.models import PolicyModel, RewardModel
 from xrlhf.registry import LOOPS
 
 __all__ = ["dry_run", "plan_run"]
@@ -66,10 +66,10 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
     yield f"about {groups * mean_tokens:,.0f} tokens to compute, {mean_tokens:.1f} per group"
     yield f"step 1 has {len(plan.micro_batches[0])} micro-batch(es) on each of {ranks.world_size} process(es)"
     yield "# ---- memory of one device, at the peak of a step"
-    if isinstance(parts.model, RewardModel):
+    if isinstance(parts.model, (RewardModel, PolicyModel)):
         yield from _memory(recipe, parts.tokenizer, workload_of(parts.train_loader), strategy, ranks, device)
     else:
-        yield f"it is planned for a RewardModel, and model.type is {type(parts.model).__name__}"
+        yield f"it is planned for a RewardModel or a PolicyModel, and model.type is {type(parts.model).__name__}"
     yield "nothing was trained"
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from xrlhf.errors import ModelError, error_line
 from xrlhf.models.adapters import find_adapter, merge_adapter
-from xrlhf.models.internlm2 import register_internlm2
+from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.loading import (
     HEAD_NAMES,
-    check_has_config,
+    Loaded,
     check_weights,
     config_of_type,
+    load_pretrained,
     model_location,
     torch_dtype,
 )
-from xrlhf.models.location import loading_error
-from xrlhf.models.quantised import keep_layout, quantisation_config
+from xrlhf.models.shapes import are_shapes_alone
 from xrlhf.registry import MODELS
 
 __all__ = ["causal_lm_from_config", "causal_lm_from_pretrained", "causal_lm_with_adapter"]
@@ -34,7 +33,6 @@ _OTHER_KINDS = {
     "ForQuestionAnswering": "a model that marks answers in a text",
     "ForMaskedLM": "a model that fills gaps in a text",
 }
-_OUTPUT_LAYERS = ("lm_head", "embed_out", "output")
 
 
 @MODELS.register_module()
@@ -69,60 +67,52 @@ def causal_lm_from_pretrained(
         MissingExtraError: ``quantization`` without bitsandbytes installed.
         DeviceError: ``quantization`` where bitsandbytes cannot compute.
     """
-    weights_dtype = torch_dtype(dtype)
-    location = model_location(path, revision=revision, hub=hub)
-    register_internlm2()
-    adapter = find_adapter(location, revision)
-    if adapter is not None:
-        if quantization is not None:
-            raise ModelError(
-                f"{path!r} is an adapter, which cannot be put on a quantised base: merge it first (peft: "
-                "merge_and_unload), and quantise what that gives"
-            )
-        base = str(adapter.base_model_name_or_path)
-        try:
-            model = causal_lm_from_pretrained(base, hub=hub, trust_remote_code=trust_remote_code)
-        except ModelError as error:
-            raise ModelError(f"{path!r} is an adapter whose base cannot be loaded: {error}") from error
-        return _in_dtype(merge_adapter(model, None, location, revision), weights_dtype)
-    check_has_config(location, path)
-    extra: dict[str, Any] = {}
-    if quantization is not None:
-        extra["quantization_config"] = quantisation_config(quantization, _OUTPUT_LAYERS)
-    try:
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
-        _check_kind(config, path)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            config=config,
-            dtype=weights_dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **extra,
-        )
-    except ModelError:
-        raise
-    except Exception as error:
-        raise loading_error(error, "language model", path, revision=revision, hub=hub) from error
-    model, info = loaded
-    keep_layout(model)
-    missing = {str(key) for key in info["missing_keys"]}
-    if heads := sorted(key for key in info["unexpected_keys"] if str(key).split(".")[0] in HEAD_NAMES):
-        raise ModelError(f"{path!r} holds {heads[0]!r}: it is a reward model, not a language model")
-    if missing and missing <= _output_weights(model):
-        raise ModelError(
-            f"{path!r} holds no {sorted(missing)[0]!r}, which gives the next token: it is no language model"
-        )
-    check_weights(
+    return load_pretrained(
+        _LanguageModelKind(),
         path,
-        model,
-        missing=missing,
-        mismatched={str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())},
+        torch_dtype(dtype),
+        revision=revision,
+        hub=hub,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
     )
-    _check_reads_backwards(model, path)
-    return cast(PreTrainedModel, model.eval())
+
+
+class _LanguageModelKind:
+    """A ``...ForCausalLM``, in eval mode."""
+
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    name: ClassVar[str] = "language model"
+    kept_layers: ClassVar[tuple[str, ...]] = ("lm_head", "embed_out", "output")
+
+    def prepare(self, config: PreTrainedConfig, path: str) -> None:
+        """Refuse what its config calls a model of another kind: with tied embeddings no weight would be missing."""
+        for name in config.architectures or ():
+            for ending, kind in _OTHER_KINDS.items():
+                if name.endswith(ending):
+                    raise ModelError(f"{path!r} is {kind} ({name}), not a language model")
+
+    def of_base(self) -> _LanguageModelKind:
+        return self
+
+    def merged(self, base: PreTrainedModel, location: str, revision: str | None) -> PreTrainedModel:
+        return merge_adapter(base, None, location, revision)
+
+    def in_dtype(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        model.to(dtype)  # type: ignore[arg-type]
+        return model.eval()
+
+    def checked(self, loaded: Loaded, path: str) -> PreTrainedModel:
+        model, missing = loaded.model, loaded.missing
+        if heads := sorted(key for key in loaded.unexpected if key.split(".")[0] in HEAD_NAMES):
+            raise ModelError(f"{path!r} holds {heads[0]!r}: it is a reward model, not a language model")
+        if missing and missing <= _output_weights(model):
+            raise ModelError(
+                f"{path!r} holds no {sorted(missing)[0]!r}, which gives the next token: it is no language model"
+            )
+        check_weights(path, model, missing=missing, mismatched=loaded.mismatched)
+        _check_reads_backwards(model, path)
+        return model.eval()
 
 
 @MODELS.register_module()
@@ -177,19 +167,8 @@ def causal_lm_with_adapter(
     if find_adapter(location) is None:
         raise ModelError(f"{adapter!r} holds no adapter: there is no adapter_config.json, or a whole model beside it")
     model = causal_lm_from_pretrained(path, hub=hub, trust_remote_code=trust_remote_code)
-    return _in_dtype(merge_adapter(model, None, location), weights_dtype)
-
-
-def _in_dtype(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.to(dtype).eval())
-
-
-def _check_kind(config: PreTrainedConfig, path: str) -> None:
-    """Refuse what its config calls a model of another kind: with tied embeddings, no weight of it would be missing."""
-    for name in config.architectures or ():
-        for ending, kind in _OTHER_KINDS.items():
-            if name.endswith(ending):
-                raise ModelError(f"{path!r} is {kind} ({name}), not a language model")
+    kind = _LanguageModelKind()
+    return kind.in_dtype(kind.merged(model, location, None), weights_dtype)
 
 
 def _output_weights(model: PreTrainedModel) -> set[str]:
@@ -207,7 +186,7 @@ def _check_reads_backwards(model: PreTrainedModel, path: str) -> None:
     Some families read in both directions unless their config says ``is_decoder=True``, and others have that field and
     never look at it; so it is tried out.
     """
-    if getattr(model.config, "is_decoder", True):
+    if getattr(model.config, "is_decoder", True) or are_shapes_alone(embedding_weight(model)):
         return
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=model.device) % model.config.vocab_size
     was_training = model.training

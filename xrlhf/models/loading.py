@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ from xrlhf.registry import MODELS
 
 __all__ = [
     "HEAD_NAMES",
+    "Loaded",
+    "PretrainedKind",
     "backbone_from_config",
     "backbone_from_pretrained",
     "check_has_config",
@@ -42,6 +44,7 @@ __all__ = [
     "disable_dropout",
     "embedding_weight",
     "fit_embeddings",
+    "load_pretrained",
     "model_location",
     "score_head",
     "torch_dtype",
@@ -108,11 +111,94 @@ def backbone_from_pretrained(
         DeviceError: ``quantization`` where bitsandbytes cannot compute.
     """
     _check_head_init(head_init)
-    weights_dtype = torch_dtype(dtype)
+    kind = _RewardKind(num_outputs, head_init, require_head)
+    return load_pretrained(
+        kind,
+        path,
+        torch_dtype(dtype),
+        revision=revision,
+        hub=hub,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model that was read, and how what was read fits it.
+
+    Args:
+        model: It.
+        missing: Names of its weights that were not there.
+        mismatched: Names of weights that were there in another shape.
+        unexpected: Names of weights that were there and that it has no place for.
+    """
+
+    model: PreTrainedModel
+    missing: Set[str] = frozenset()
+    mismatched: Set[str] = frozenset()
+    unexpected: Set[str] = frozenset()
+
+
+class PretrainedKind(Protocol):
+    """What a checkpoint is read as.
+
+    Attributes:
+        auto_class: The class of transformers that reads it.
+        name: What it is called in messages.
+        kept_layers: Names of layers that are not quantised.
+    """
+
+    auto_class: ClassVar[Any]
+    name: ClassVar[str]
+    kept_layers: ClassVar[tuple[str, ...]]
+
+    def prepare(self, config: PreTrainedConfig, path: str) -> None:
+        """Refuse the config of another kind, and complete one of this kind, before a model is made of it."""
+
+    def checked(self, loaded: Loaded, path: str) -> PreTrainedModel:
+        """The model, if all of it was there."""
+
+    def of_base(self) -> PretrainedKind:
+        """What the base of an adapter is read as."""
+
+    def merged(self, base: PreTrainedModel, location: str, revision: str | None) -> PreTrainedModel:
+        """A base in float32 with an adapter merged into it."""
+
+    def in_dtype(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with its weights in another type, but for what stays in float32."""
+
+
+def load_pretrained(
+    kind: PretrainedKind,
+    path: str,
+    dtype: torch.dtype,
+    *,
+    revision: str | None = None,
+    hub: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A model from a directory or the hub; an adapter on the base that its config names, and merged into it.
+
+    Where tensors are made without values (:func:`~xrlhf.models.shapes.shapes_alone`) a config is all that is read.
+
+    Args:
+        kind: What it is read as.
+        path: A Hugging Face directory or a hub name, of a model or of an adapter.
+        dtype: Type the weights are held in.
+        revision: Commit, tag or branch on the hub; its main branch if None.
+        hub: ``"huggingface"`` or ``"modelscope"``; what ``XRLHF_HUB`` says, else Hugging Face, if None.
+        trust_remote_code: Run the repository's own model code.
+        quantization: Options of :class:`transformers.BitsAndBytesConfig`.
+
+    Raises:
+        ModelError: Nothing loadable, or what is there is not of this kind.
+        MissingExtraError: ``quantization`` without bitsandbytes installed.
+        DeviceError: ``quantization`` where bitsandbytes cannot compute.
+    """
     if are_shapes_alone():
-        return _backbone_by_shapes(
-            path, weights_dtype, num_outputs, revision=revision, hub=hub, trust_remote_code=trust_remote_code
-        )
+        return _by_shapes(kind, path, dtype, revision=revision, hub=hub, trust_remote_code=trust_remote_code)
     location = model_location(path, revision=revision, hub=hub)
     register_internlm2()
     adapter = find_adapter(location, revision)
@@ -124,24 +210,21 @@ def backbone_from_pretrained(
             )
         base = str(adapter.base_model_name_or_path)
         try:
-            model = backbone_from_pretrained(
-                base, hub=hub, trust_remote_code=trust_remote_code, num_outputs=num_outputs
-            )
+            model = load_pretrained(kind.of_base(), base, torch.float32, hub=hub, trust_remote_code=trust_remote_code)
         except ModelError as error:
             raise ModelError(f"{path!r} is an adapter whose base cannot be loaded: {error}") from error
-        return _with_adapter(model, location, revision, num_outputs or 1, weights_dtype)
+        return kind.in_dtype(kind.merged(model, location, revision), dtype)
     check_has_config(location, path)
     extra: dict[str, Any] = {}
     if quantization is not None:
-        extra["quantization_config"] = quantisation_config(quantization, HEAD_NAMES)
+        extra["quantization_config"] = quantisation_config(quantization, kind.kept_layers)
     try:
-        if num_outputs is None:
-            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
-            num_outputs = head_of_config(config).num_outputs
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+        kind.prepare(config, path)
+        model, info = kind.auto_class.from_pretrained(
             location,
-            num_labels=num_outputs,
-            dtype=weights_dtype,
+            config=config,
+            dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -151,74 +234,101 @@ def backbone_from_pretrained(
     except ModelError:
         raise
     except Exception as error:
-        raise loading_error(error, "model", path, revision=revision, hub=hub) from error
+        raise loading_error(error, kind.name, path, revision=revision, hub=hub) from error
     keep_layout(model)
-    head_name, head = score_head(model, num_outputs)
-    missing = {str(key) for key in info["missing_keys"]}
-    mismatched = {str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ())}
-    check_weights(
-        path,
-        model,
-        missing={key for key in missing if not _is_of(head_name, key)},
-        mismatched={key for key in mismatched if not _is_of(head_name, key)},
-    )
-    if mismatched:
-        wanted = "one score: a reward model has num_labels=1" if num_outputs == 1 else f"{num_outputs} attributes"
-        raise ModelError(f"{path!r} has a {head_name} head that does not give {wanted}")
-    if any(_is_of(head_name, key) for key in missing):
-        if type(model).__name__ in (model.config.architectures or ()):
-            raise ModelError(
-                f"{path!r} says it is a {type(model).__name__}, but its weights hold no {head_name} head: a part of "
-                "them is missing"
-            )
-        if require_head:
-            raise ModelError(
-                f"{path!r} holds no {head_name} head: it is a language model, not a reward model; name what 'xrlhf "
-                "convert' wrote, or another model with a trained head"
-            )
-        _init_head(head, head_init)
-    head.float()
-    return model
+    names = {
+        key: frozenset(str(item[0] if isinstance(item, tuple) else item) for item in info.get(f"{key}_keys", ()))
+        for key in ("missing", "mismatched", "unexpected")
+    }
+    return kind.checked(Loaded(model, **names), path)
 
 
-def _with_adapter(
-    base: PreTrainedModel, location: str, revision: str | None, num_outputs: int, dtype: torch.dtype
-) -> PreTrainedModel:
-    """A float32 base with an adapter merged into it, then held in ``dtype`` but for its head."""
-    merged = merge_adapter(base, score_head(base, num_outputs)[0], location, revision)
-    merged.to(dtype)  # type: ignore[arg-type]
-    score_head(merged, num_outputs)[1].float()
-    return merged
-
-
-def _backbone_by_shapes(
+def _by_shapes(
+    kind: PretrainedKind,
     path: str,
     dtype: torch.dtype,
-    num_outputs: int | None,
     *,
     revision: str | None,
     hub: str | None,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """What :func:`backbone_from_pretrained` gives, known by its shapes alone: its config is read, and no weights."""
+    """What :func:`load_pretrained` gives, known by its shapes alone: its config is read, and no weights."""
     location = pretrained_location(path, "model", revision=revision, hub=hub, only=("*.json", "*.py"))
     register_internlm2()
     adapter = find_adapter(location, revision)
     if adapter is not None:
         base = str(adapter.base_model_name_or_path)
-        return _backbone_by_shapes(
-            base, dtype, num_outputs, revision=None, hub=hub, trust_remote_code=trust_remote_code
-        )
+        return _by_shapes(kind.of_base(), base, dtype, revision=None, hub=hub, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
-        config.num_labels = head_of_config(config).num_outputs if num_outputs is None else num_outputs
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        kind.prepare(config, path)
+        model = kind.auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except ModelError:
         raise
     except Exception as error:
         raise loading_error(error, "config", path, revision=revision, hub=hub) from error
-    score_head(model, config.num_labels)[1].float()
-    return model
+    return kind.in_dtype(model, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RewardKind:
+    """A ``...ForSequenceClassification``, whose head stays in float32.
+
+    Args:
+        num_outputs: What the head gives; None for what the config says.
+        head_init: How a new head begins.
+        require_head: Refuse a checkpoint without one.
+    """
+
+    num_outputs: int | None
+    head_init: str = "zero"
+    require_head: bool = False
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    name: ClassVar[str] = "model"
+    kept_layers: ClassVar[tuple[str, ...]] = HEAD_NAMES
+
+    def prepare(self, config: PreTrainedConfig, path: str) -> None:
+        config.num_labels = head_of_config(config).num_outputs if self.num_outputs is None else self.num_outputs
+
+    def of_base(self) -> _RewardKind:
+        return _RewardKind(self.num_outputs)
+
+    def merged(self, base: PreTrainedModel, location: str, revision: str | None) -> PreTrainedModel:
+        return merge_adapter(base, score_head(base, self.num_outputs or 1)[0], location, revision)
+
+    def in_dtype(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        model.to(dtype)  # type: ignore[arg-type]
+        score_head(model, model.config.num_labels)[1].float()
+        return model
+
+    def checked(self, loaded: Loaded, path: str) -> PreTrainedModel:
+        model, missing, mismatched = loaded.model, loaded.missing, loaded.mismatched
+        num_outputs = model.config.num_labels
+        head_name, head = score_head(model, num_outputs)
+        check_weights(
+            path,
+            model,
+            missing={key for key in missing if not _is_of(head_name, key)},
+            mismatched={key for key in mismatched if not _is_of(head_name, key)},
+        )
+        if mismatched:
+            wanted = "one score: a reward model has num_labels=1" if num_outputs == 1 else f"{num_outputs} attributes"
+            raise ModelError(f"{path!r} has a {head_name} head that does not give {wanted}")
+        if any(_is_of(head_name, key) for key in missing):
+            if type(model).__name__ in (model.config.architectures or ()):
+                raise ModelError(
+                    f"{path!r} says it is a {type(model).__name__}, but its weights hold no {head_name} head: a part "
+                    "of them is missing"
+                )
+            if self.require_head:
+                raise ModelError(
+                    f"{path!r} holds no {head_name} head: it is a language model, not a reward model; name what "
+                    "'xrlhf convert' wrote, or another model with a trained head"
+                )
+            _init_head(head, self.head_init)
+        head.float()
+        return model
 
 
 @MODELS.register_module()

@@ -76,6 +76,7 @@ def batch_on_paper(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
     tensors = {
         column.name: mode.from_tensor(value)
         for column in fields(batch)
-        if isinstance(value := getattr(batch, column.name), Tensor)
+        # Which states are read decides on shapes, so that column is read on the host and keeps its values.
+        if isinstance(value := getattr(batch, column.name), Tensor) and column.name != "target_source"
     }
     return replace(batch, segments=_OwnLayout(**columns), **tensors)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["chosen_log_probs"]
+__all__ = ["chosen_log_probs", "most_bytes_held"]
 
 _CHUNK_BYTES = 1 << 26
 """Most bytes of one chunk's float32 logits."""
@@ -48,6 +48,18 @@ def chosen_log_probs(
         (N,) float32.
     """
     return _ChosenLogProbs.apply(hidden, weight, bias, chosen, scale, softcap, dtype)
+
+
+def most_bytes_held(num_tokens: int, vocab_size: int) -> int:
+    """About the most bytes that :func:`chosen_log_probs` and its gradient hold at once beside weights and gradients.
+
+    Args:
+        num_tokens: N.
+        vocab_size: V.
+    """
+    whole = 4 * num_tokens * vocab_size
+    # Logits of a chunk and their gradient, beside what is kept of all.
+    return (whole if whole <= _KEPT_BYTES else 0) + 2 * min(whole, _CHUNK_BYTES)
 
 
 class _ChosenLogProbs(torch.autograd.Function):

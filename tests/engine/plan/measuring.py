@@ -23,10 +23,21 @@ from xrlhf.devices import CpuDevice
 from xrlhf.engine.plan import Moment, plan_model, plan_strategy, workload_of
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME
 from xrlhf.losses import RankingLoss
-from xrlhf.models import RewardModel, backbone_from_config
+from xrlhf.models import RewardModel, backbone_from_config, causal_lm_from_config
 from xrlhf.structures import TokenizedGroup
 
-__all__ = ["LLAMA_14M", "LLAMA_100M", "TINY_LLAMA", "backbone", "groups_of", "measured_peak", "planned_peak"]
+__all__ = [
+    "LLAMA_14M",
+    "LLAMA_32M",
+    "LLAMA_100M",
+    "TINY_LLAMA",
+    "WIDE_OUTPUT",
+    "backbone",
+    "groups_of",
+    "language_model",
+    "measured_peak",
+    "planned_peak",
+]
 
 ADAMW = {"optimizer": {"type": AdamW, "lr": 1e-3}, "max_grad_norm": 1.0}
 STEPS = 3
@@ -35,6 +46,9 @@ STEPS = 3
 TINY_LLAMA = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
 LLAMA_14M = {"vocab_size": 4000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8}
 LLAMA_100M = {"vocab_size": 16000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
+LLAMA_32M = {"vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+WIDE_OUTPUT = {"vocab_size": 40000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+"""Logits of a thousand tokens are more than is kept of them."""
 
 
 def backbone(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +65,28 @@ def backbone(sizes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def language_model(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The same as a policy's recipe has it."""
+    return {**backbone(sizes), "type": causal_lm_from_config}
+
+
 def groups_of(number: int, prompt: int, response: int, vocab_size: int = 300) -> ToyDataset:
-    """Pairs, all of one length."""
+    """Pairs, all of one length; a policy learns both responses, and is told what a reference gave them."""
     generator = np.random.default_rng(0)
+    is_target = np.arange(prompt + 2 * response) >= prompt
+    known = np.full(2, -5.0 * response, dtype=np.float32)
 
     def ids(length: int) -> Any:
         return generator.integers(5, vocab_size, length).astype(np.int32)
 
-    return ToyDataset([TokenizedGroup(ids(prompt), (ids(response), ids(response)), row=i) for i in range(number)])
+    return ToyDataset(
+        [
+            TokenizedGroup(
+                ids(prompt), (ids(response), ids(response)), row=i, is_target=is_target, reference_logps=known
+            )
+            for i in range(number)
+        ]
+    )
 
 
 def planned_peak(
@@ -116,7 +144,8 @@ def measured_peak(
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
     ):
         torch.manual_seed(0)
-        built = RewardModel(**{"loss": RankingLoss(), **model})
+        options_of_model = {"loss": RankingLoss(), **model}
+        built = options_of_model.pop("type", RewardModel)(**options_of_model)
         made = kind(
             device=CpuDevice(),
             work_dir=folder,

@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measuring import LLAMA_14M, LLAMA_100M, TINY_LLAMA, backbone, groups_of, measured_peak, planned_peak
+from measuring import (
+    LLAMA_14M,
+    LLAMA_32M,
+    LLAMA_100M,
+    TINY_LLAMA,
+    WIDE_OUTPUT,
+    backbone,
+    groups_of,
+    language_model,
+    measured_peak,
+    planned_peak,
+)
+
+from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
+from xrlhf.models import PolicyModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "strategies"))
 
@@ -64,6 +78,61 @@ def test_a_tiny_model(
 )
 def test_a_model_of_100_million(options: dict[str, Any], token_budget: int) -> None:
     ratio = compare({"backbone": backbone(LLAMA_100M), **options}, (200, 100), 3, token_budget)
+    assert ratio == pytest.approx(1, abs=WITHIN)
+
+
+SFT = {"type": PolicyModel, "loss": LanguageModelLoss()}
+DPO = {"type": PolicyModel, "loss": DPOLoss()}
+POLICIES: dict[str, dict[str, Any]] = {
+    "sft": SFT,
+    "dpo, copy": DPO,
+    "dpo, adapter_off": {**DPO, **LORA},
+    "dpo, cached": {**DPO, "reference": "cached"},
+    "dpo, another model": {**DPO, "reference": language_model({**TINY_LLAMA, "num_hidden_layers": 1})},
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_tiny_policy(name: str) -> None:
+    ratio = compare({**POLICIES[name], "backbone": language_model(TINY_LLAMA)}, (40, 20), 4, 400)
+    assert ratio == pytest.approx(1, abs=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths", "groups_per_step", "token_budget"),
+    [
+        ({"layout": "padded"}, (40, 20), 4, 400),
+        ({"precision": "bfloat16"}, (40, 20), 4, 400),
+        ({"gradient_checkpointing": True}, (400, 200), 4, 4000),
+        ({}, (40, 20), 4, 90),
+    ],
+    ids=["padded", "bfloat16", "checkpointing, long rows", "several micro-batches"],
+)
+def test_options_of_a_tiny_policy(
+    options: dict[str, Any], lengths: tuple[int, int], groups_per_step: int, token_budget: int
+) -> None:
+    model = {**DPO, "backbone": language_model(TINY_LLAMA), **options}
+    assert compare(model, lengths, groups_per_step, token_budget) == pytest.approx(1, abs=WITHIN)
+
+
+@pytest.mark.parametrize("kind", [SFT, DPO], ids=["sft", "dpo"])
+@pytest.mark.parametrize("response", [100, 150], ids=["kept", "computed again"])
+def test_an_output_layer_larger_than_the_rest(kind: dict[str, Any], response: int) -> None:
+    """Of 40,000 entries: 128 MiB are the probabilities of 838 tokens, and those of 800 are kept."""
+    model = {**kind, "backbone": language_model(WIDE_OUTPUT)}
+    assert compare(model, (20, response), 4, 4000) == pytest.approx(1, abs=WITHIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo, copy", "dpo, adapter_off", "dpo, cached"])
+def test_a_policy_of_32_million(name: str) -> None:
+    ratio = compare({**POLICIES[name], "backbone": language_model(LLAMA_32M)}, (100, 100), 3, 900)
+    assert ratio == pytest.approx(1, abs=WITHIN)
+
+
+@pytest.mark.slow
+def test_a_policy_of_100_million() -> None:
+    ratio = compare({**DPO, "backbone": language_model(LLAMA_100M)}, (100, 100), 2, 600)
     assert ratio == pytest.approx(1, abs=WITHIN)
 
 

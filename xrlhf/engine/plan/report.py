@@ -17,7 +17,7 @@ from xrlhf.engine.plan.strategies import DevicePlan, plan_strategy
 from xrlhf.engine.plan.workload import Workload
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME, SingleStrategy
 from xrlhf.errors import ConfigError
-from xrlhf.models import RewardModel
+from xrlhf.models import PolicyModel, RewardModel
 from xrlhf.models.flops import matrix_flops
 from xrlhf.models.shapes import shapes_alone
 from xrlhf.registry import MODELS
@@ -39,7 +39,9 @@ class Planned:
         precision: What its layers compute in.
         checkpointing: Whether it recomputes activations.
         needs: What a step holds.
-        flops_per_token: What a step computes, recomputing included.
+        flops_per_token: What a step computes, recomputing and a reference included.
+        uses_lora: Whether adapters are trained.
+        reference: What a policy is compared with, see :class:`~xrlhf.models.PolicyModel`; None for nothing.
     """
 
     model: str
@@ -48,6 +50,8 @@ class Planned:
     checkpointing: bool
     needs: StepNeeds
     flops_per_token: float
+    uses_lora: bool = False
+    reference: str | None = None
 
 
 def plan_model(
@@ -71,23 +75,30 @@ def plan_model(
 
     Raises:
         UserError: The model cannot be built, or its config cannot be had.
-        ConfigError: It is no :class:`~xrlhf.models.RewardModel`, the only kind that can be watched.
+        ConfigError: It is neither a :class:`~xrlhf.models.RewardModel` nor a :class:`~xrlhf.models.PolicyModel`, the
+            kinds that can be watched.
     """
     options = {**section, "tokenizer": tokenizer}
     options.update({"static_shapes": True} if static_shapes else {})
     if "compile" in options:
         options["compile"] = False
-    backbone, bits = _without_quantisation(options.get("backbone"), options.get("precision", "float32"))
-    options["backbone"] = backbone
+    bits = {}
+    for part in ("backbone", "reference"):
+        if part in options:
+            options[part], of_part = _without_quantisation(options[part], options.get("precision", "float32"))
+            bits |= {} if of_part is None else {part: of_part}
     with shapes_alone():
         model = MODELS.build(options)
-        if not isinstance(model, RewardModel):
-            raise ConfigError(f"model.type is {type(model).__name__}: memory and time are planned for a RewardModel")
+        if not isinstance(model, (RewardModel, PolicyModel)):
+            raise ConfigError(
+                f"model.type is {type(model).__name__}: memory and time are planned for a RewardModel or a PolicyModel"
+            )
         if not on_cpu and options.get("attention", "auto") in _FUSED:
-            plan_fused_attention(model.hf_model)
+            for transformers_model in model.transformers_models():
+                plan_fused_attention(transformers_model)
     batch = workload.batch
     needs = step_needs(model, batch, optim_wrapper, sizes_of(model, bits))
-    computed = matrix_flops(model.hf_model).of(batch.segments)
+    computed = model.count_flops()(batch)
     if model.gradient_checkpointing:
         computed += matrix_flops(model.hf_model, forward_only=True).of(batch.segments)
     return Planned(
@@ -97,6 +108,8 @@ def plan_model(
         checkpointing=model.gradient_checkpointing,
         needs=needs,
         flops_per_token=computed / batch.num_tokens,
+        uses_lora=model.uses_lora,
+        reference=getattr(model, "reference_kind", None),
     )
 
 
@@ -180,6 +193,8 @@ def plan_lines(
     kept = "activations recomputed" if planned.checkpointing else "activations kept"
     name = str(planned.precision).removeprefix("torch.")
     yield f"{planned.model}, {planned.layout} rows, {name}, {kept}"
+    if planned.reference is not None:
+        yield f"compared with {_REFERENCES[planned.reference]}"
     if planned.needs.note:
         yield f"activations are a rule of thumb, and can be far off: {planned.needs.note}"
     yield "# ---- a step"
@@ -198,6 +213,12 @@ def plan_lines(
     yield _advice(plans, hardware, seconds, planned)
 
 
+_REFERENCES = {
+    "adapter_off": "itself without its adapters, which holds no more weights",
+    "copy": "a frozen copy of itself, whose weights are counted too",
+    "model": "another model, whose weights are counted too",
+    "cached": "log-probabilities from disk",
+}
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers")
 
 
@@ -262,7 +283,9 @@ def _advice(plans: Mapping[str, DevicePlan], hardware: Hardware, seconds: float 
         ways.append("a smaller token_budget or max_length")
         if planned.checkpointing and not planned.needs.on_host:
             ways.append("model.activation_offload=True")
-    if planned.needs.sizes.num_trained == planned.needs.sizes.num_weights:
+    if planned.reference == "copy":
+        ways.append("model.reference='cached'")
+    if not planned.uses_lora:
         ways.append("adapters (model.lora)")
     ways.append("more devices")
     return (

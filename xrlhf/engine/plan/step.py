@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from xrlhf.engine.optim import build_optim_wrapper
 from xrlhf.engine.plan.live_bytes import LiveBytes, Peak
 from xrlhf.errors import UserError, error_line
-from xrlhf.models import RewardModel
+from xrlhf.models.embeddings import embedding_weight
+from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import decoder_layers
 from xrlhf.models.offload import HostActivations
 from xrlhf.models.shapes import batch_on_paper, paper_mode, put_on_paper
+from xrlhf.ops.log_probs import most_bytes_held
 from xrlhf.structures import PackedBatch
 
 __all__ = ["Sizes", "StepNeeds", "sizes_of", "step_needs"]
@@ -37,6 +39,7 @@ class Sizes:
         trained_layers: Bytes of the trained weights of every layer.
         largest: Bytes of the largest trained weight.
         small: Bytes of weights of at most 100,000 numbers, which DeepSpeed does not split.
+        of_reference: Bytes of the weights of a frozen model beside the trained one, which no backward pass reads.
     """
 
     weights: int
@@ -47,6 +50,7 @@ class Sizes:
     trained_layers: tuple[int, ...]
     largest: int
     small: int
+    of_reference: int = 0
 
     @property
     def rest(self) -> int:
@@ -94,7 +98,7 @@ class StepNeeds:
     note: str | None = None
 
 
-def step_needs(model: RewardModel, batch: PackedBatch, optim_wrapper: Mapping[str, Any], sizes: Sizes) -> StepNeeds:
+def step_needs(model: GroupModel, batch: PackedBatch, optim_wrapper: Mapping[str, Any], sizes: Sizes) -> StepNeeds:
     """Watch a forward and backward pass and an update of a model that is known by its shapes alone.
 
     Args:
@@ -115,27 +119,28 @@ def step_needs(model: RewardModel, batch: PackedBatch, optim_wrapper: Mapping[st
             # Code that decides by values (experts that are sent tokens) cannot run without them.
             note = f"{type(model.hf_model).__name__} does not run on shapes alone ({error_line(error, 120)})"
             logger.debug("a plan falls back to a rule of thumb", exc_info=True)
-            first, later, split = _rule_of_thumb(model, batch.num_tokens, sizes)
+            first, later, split = _rule_of_thumb(model, batch, sizes)
             on_host = 0
         states, update = _watch_update(model, optim_wrapper)
     return StepNeeds(sizes, states, update, first, later, split, on_host, note)
 
 
-def sizes_of(model: RewardModel, quantised_bits: int | None = None) -> Sizes:
+def sizes_of(model: GroupModel, quantised_bits: Mapping[str, int] | None = None) -> Sizes:
     """Count a model's weights.
 
     Args:
         model: The model.
-        quantised_bits: Bits in which the linear layers of a frozen base are held; None where they are not quantised.
+        quantised_bits: Bits in which the linear layers of a frozen model are held, by its name in ``model``:
+            ``backbone`` or ``reference``. None where nothing is quantised.
     """
-    quantised = _quantised_names(model) if quantised_bits else set()
+    bits_of = _bits_by_name(model, quantised_bits or {})
 
     def held(name: str, weight: Tensor) -> int:
-        if name in quantised:
-            assert quantised_bits is not None
+        bits = bits_of.get(name)
+        if bits is not None:
             # bitsandbytes: a float32 scale for every 64 numbers in 4 bits, and for every row in 8 bits.
-            scales = weight.numel() // 64 if quantised_bits == 4 else weight.shape[0]
-            return weight.numel() * quantised_bits // 8 + 4 * scales
+            scales = weight.numel() // 64 if bits == 4 else weight.shape[0]
+            return weight.numel() * bits // 8 + 4 * scales
         return weight.numel() * weight.element_size()
 
     named = dict(model.named_parameters())
@@ -144,7 +149,8 @@ def sizes_of(model: RewardModel, quantised_bits: int | None = None) -> Sizes:
     by_id = {id(weight): name for name, weight in named.items()}
     layers = [
         [by_id[id(weight)] for weight in layer.parameters() if id(weight) in by_id]
-        for layer in decoder_layers(model.hf_model)
+        for part in model.transformers_models()
+        for layer in decoder_layers(part)
     ]
     return Sizes(
         weights=sum(of.values()) + sum(b.numel() * b.element_size() for b in model.buffers()),
@@ -155,21 +161,27 @@ def sizes_of(model: RewardModel, quantised_bits: int | None = None) -> Sizes:
         trained_layers=tuple(sum(of[name] for name in names if name in trained) for names in layers),
         largest=max((of[name] for name in trained), default=0),
         small=sum(of[name] for name, weight in named.items() if weight.numel() <= 100_000),
+        of_reference=sum(size for name, size in of.items() if name.split(".")[0] == "reference"),
     )
 
 
-def _quantised_names(model: RewardModel) -> set[str]:
-    """Weights of linear layers of the base: not the head's, not the adapters'."""
+def _bits_by_name(model: GroupModel, quantised_bits: Mapping[str, int]) -> dict[str, int]:
+    """Weights of linear layers of the base: not those of a head or an output layer, and not the adapters'."""
+    whole = {id(module) for module in getattr(model, "float32_modules", ())}
+    whole |= {id(part.get_output_embeddings()) for part in model.transformers_models()}
+    kept = tuple(f"{name}." for name, module in model.named_modules() if id(module) in whole)
     return {
-        f"{name}.weight"
+        f"{name}.weight": quantised_bits[part]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
+        and (part := name.split(".")[0]) in quantised_bits
         and not module.weight.requires_grad
-        and not {"lora_A", "lora_B", model.head_name} & set(name.split("."))
+        and not {"lora_A", "lora_B"} & set(name.split("."))
+        and not f"{name}.".startswith(kept)
     }
 
 
-def _watch_passes(model: RewardModel, batch: PackedBatch, sizes: Sizes) -> tuple[Peak, Peak, Peak, int]:
+def _watch_passes(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple[Peak, Peak, Peak, int]:
     counter = LiveBytes([*model.parameters(), *model.buffers()])
     offload = _offload_of(counter)
     model.host_activations = offload
@@ -182,7 +194,9 @@ def _watch_passes(model: RewardModel, batch: PackedBatch, sizes: Sizes) -> tuple
         counter.phase = "the forward pass"
         counter.reset_peak()
         # The loss is left out: it knows a few numbers a response, and may decide by their values.
-        total = model.outputs(batch).sum()
+        outputs = model(batch, mode="outputs")
+        # A policy's come with those of its reference, which has run before it.
+        total = (outputs[0] if isinstance(outputs, tuple) else outputs).sum()
         counter.phase = "the backward pass"
         total.backward()
         return counter.peak, counter.peak_with_gradients
@@ -191,7 +205,8 @@ def _watch_passes(model: RewardModel, batch: PackedBatch, sizes: Sizes) -> tuple
     with counter:
         without, first = run(single_forward=False)
         # Strategies that split the model run padded rows in one pass; a packed row is one pass anyway.
-        split = without if model.layout == "packed" else run(single_forward=True)[0]
+        layouts = {model.layout, getattr(model, "reference_layout", model.layout)}
+        split = without if layouts == {"packed"} else run(single_forward=True)[0]
     for handle in handles:
         handle.remove()
     later = Peak(without.total + sizes.trained, sizes.trained, without.phase)
@@ -218,7 +233,7 @@ def _offload_of(counter: LiveBytes) -> Any:
     return Offload
 
 
-def _watch_update(model: RewardModel, optim_wrapper: Mapping[str, Any]) -> tuple[int, int]:
+def _watch_update(model: GroupModel, optim_wrapper: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of the optimizer's state, and what an update holds for a moment."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = build_optim_wrapper(model, optim_wrapper).optimizer
@@ -238,10 +253,11 @@ def _watch_update(model: RewardModel, optim_wrapper: Mapping[str, Any]) -> tuple
     return states, counter.peak.total - states
 
 
-def _rule_of_thumb(model: RewardModel, num_tokens: int, sizes: Sizes) -> tuple[Peak, Peak, Peak]:
+def _rule_of_thumb(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple[Peak, Peak, Peak]:
     """About 10 vectors of the hidden and 3 of the intermediate size a token and layer, as a gated layer keeps.
 
-    One hidden vector a layer and one whole layer under checkpointing. Of experts, those that a token is sent to.
+    One hidden vector a layer and one whole layer under checkpointing. Of experts, those that a token is sent to. What a
+    policy's output layer holds is known.
     """
     config = model.hf_model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -250,7 +266,9 @@ def _rule_of_thumb(model: RewardModel, num_tokens: int, sizes: Sizes) -> tuple[P
     width = 4 if model.precision is torch.float32 else 2
     layer = (10 * hidden + 3 * inner) * width
     kept = layers * hidden * width + layer if model.gradient_checkpointing else layers * layer
-    activations = num_tokens * kept
+    activations = batch.num_tokens * kept
+    if model.hf_model.get_output_embeddings() is not None and batch.target_index is not None:
+        activations += most_bytes_held(len(batch.target_index), len(embedding_weight(model.hf_model)))
     phase = "the backward pass"
     return (
         Peak(activations + sizes.trained, sizes.trained, phase),

@@ -155,8 +155,10 @@ def _fsdp(
     gradients = sizes.trained if micro_batches > 1 else sizes.trained * share
     offload = bool(options.get("cpu_offload"))
     kept = 0.0 if offload else share
-    link = _others(devices) * (micro_batches * (1 if stays else 2) * width * sizes.weights + width * sizes.trained)
-    moved = micro_batches * (1 if stays else 2) * share * sizes.weights + share * sizes.trained if offload else 0.0
+    # A reference runs forward only.
+    gathers = micro_batches * (sizes.weights if stays else 2 * sizes.weights - sizes.of_reference)
+    link = _others(devices) * width * (gathers + sizes.trained)
+    moved = share * (gathers + sizes.trained) if offload else 0.0
     moments = [
         Moment(
             needs.split.phase,
@@ -280,7 +282,7 @@ def _zero_3(
     if not offload:
         moments.append(Moment("the update", weights, 2 * own, states, 0.0, bucket + sizes.small + needs.update * share))
     host = sizes.weights * share + 4 * sizes.num_trained * share + 2 * own + needs.states * share if offload else 0.0
-    passes = 2 * micro_batches * sizes.weights
+    passes = micro_batches * (2 * sizes.weights - sizes.of_reference)
     return DevicePlan(
         tuple(moments),
         host=needs.on_host + host,

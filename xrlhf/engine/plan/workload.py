@@ -114,4 +114,6 @@ def assumed_workload(loader_section: Mapping[str, Any], num_devices: int, why: s
 
 
 def _group(prompt: int, response: int) -> TokenizedGroup:
-    return TokenizedGroup(np.zeros(prompt, np.int32), (np.zeros(response, np.int32),) * 2)
+    # A policy learns all of both responses.
+    is_target = np.arange(prompt + 2 * response) >= max(prompt, 1)
+    return TokenizedGroup(np.zeros(prompt, np.int32), (np.zeros(response, np.int32),) * 2, is_target=is_target)
