@@ -299,12 +299,12 @@ class _RewardKind:
 
     def in_dtype(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         model.to(dtype)  # type: ignore[arg-type]
-        score_head(model, model.config.num_labels)[1].float()
+        score_head(model, model.config.num_labels or 1)[1].float()
         return model
 
     def checked(self, loaded: Loaded, path: str) -> PreTrainedModel:
         model, missing, mismatched = loaded.model, loaded.missing, loaded.mismatched
-        num_outputs = model.config.num_labels
+        num_outputs = model.config.num_labels or 1
         head_name, head = score_head(model, num_outputs)
         check_weights(
             path,

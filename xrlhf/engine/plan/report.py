@@ -82,7 +82,7 @@ def plan_model(
     options.update({"static_shapes": True} if static_shapes else {})
     if "compile" in options:
         options["compile"] = False
-    bits = {}
+    bits: dict[str, int] = {}
     for part in ("backbone", "reference"):
         if part in options:
             options[part], of_part = _without_quantisation(options[part], options.get("precision", "float32"))
