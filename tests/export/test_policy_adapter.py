@@ -21,7 +21,7 @@ from xrlhf.errors import ModelError
 from xrlhf.export import merge_into_base, save_adapter, save_policy, split_model
 from xrlhf.export.directory import loading_call
 from xrlhf.losses.policy import LanguageModelLoss
-from xrlhf.models.causal_lm import causal_lm_from_pretrained
+from xrlhf.models.causal_lm import causal_lm_from_pretrained, causal_lm_with_adapter
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.tokenizer import prepare_tokenizer, read_tokenizer
 from xrlhf.structures import PackedBatch, TokenizedGroup
@@ -226,3 +226,16 @@ def test_adapters_on_a_base_in_4_bits(tmp_path: Path) -> None:
     merge_into_base(str(base), str(tmp_path / "adapter"), tmp_path / "again")
     same(of_directory(tmp_path / "again"), of_plain(causal_lm_from_pretrained(str(tmp_path / "adapter"))))
     assert 0 < (of_directory(tmp_path / "again") - wanted).abs().mean() < 0.1
+
+
+def test_an_adapter_that_names_no_base(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """It needs one only where none is given."""
+    other = edited(adapter, tmp_path / "adapter", base_model_name_or_path=None)
+    merge_into_base(str(base), str(adapter), tmp_path / "named")
+    merge_into_base(str(base), str(other), tmp_path / "unnamed")
+    same(of_directory(tmp_path / "unnamed"), of_directory(tmp_path / "named"))
+    same(of_plain(causal_lm_with_adapter(str(base), str(other))), of_directory(tmp_path / "named"))
+    with pytest.raises(
+        ModelError, match=r"adapter' names no base model: write it there as base_model_name_or_path, or"
+    ):
+        causal_lm_from_pretrained(str(other))

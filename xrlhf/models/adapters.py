@@ -23,6 +23,7 @@ from xrlhf.models.quantised import dequantise
 __all__ = [
     "adapter_of",
     "adapter_weights",
+    "base_of",
     "find_adapter",
     "merge_adapter",
     "merge_adapter_of",
@@ -60,12 +61,25 @@ def find_adapter(location: str, revision: str | None = None) -> LoraConfig | Non
         ) from error
     if not isinstance(config, LoraConfig):
         raise ModelError(f"{location!r} holds a {config.peft_type} adapter: only LoRA adapters and their kin are read")
+    return config
+
+
+def base_of(config: LoraConfig, location: str) -> str:
+    """The base that an adapter was trained on, by its config: a directory or a hub name.
+
+    Args:
+        config: As :func:`find_adapter` gives it.
+        location: Where it was found, for messages.
+
+    Raises:
+        ModelError: It names none.
+    """
     if not config.base_model_name_or_path:
         raise ModelError(
             f"the adapter_config.json of {location!r} names no base model: write it there as base_model_name_or_path, "
             "or merge with 'xrlhf convert merge BASE ADAPTER OUT'"
         )
-    return config
+    return str(config.base_model_name_or_path)
 
 
 def _is_on_hub(name: str, revision: str | None) -> bool:
@@ -87,7 +101,7 @@ def tokenizer_location(path: str, base: str | None = None) -> str:
     if not folder.is_dir() or any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         return path
     config = find_adapter(str(folder))
-    return path if config is None else base or str(config.base_model_name_or_path)
+    return path if config is None else base or base_of(config, path)
 
 
 def merge_adapter(
@@ -140,11 +154,10 @@ def merge_adapter(
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError, NotImplementedError) as error:
         raise ModelError(f"{another}: {error_line(error)}") from error
     _check_same(wrapped, weights, another)
-    _check_sizes(str(config.base_model_name_or_path), sizes, another)
-    if Path(origin).name != Path(str(config.base_model_name_or_path)).name:
-        logger.warning(
-            "the adapter %s was trained on %s and is put on %s", location, config.base_model_name_or_path, origin
-        )
+    if named := config.base_model_name_or_path:
+        _check_sizes(named, sizes, another)
+        if Path(origin).name != Path(named).name:
+            logger.warning("the adapter %s was trained on %s and is put on %s", location, named, origin)
     set_peft_model_state_dict(wrapped, weights)
     merged = merge_adapter_of(wrapped)
     merged.config._name_or_path = merged.name_or_path = location

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from xrlhf.errors import ModelError, error_line
-from xrlhf.models.adapters import find_adapter, merge_adapter
+from xrlhf.models.adapters import base_of, find_adapter, merge_adapter
 from xrlhf.models.embeddings import embedding_weight, grow_embeddings
 from xrlhf.models.heads import head_of_config
 from xrlhf.models.internlm2 import register_internlm2
@@ -208,7 +208,7 @@ def load_pretrained(
                 f"{path!r} is an adapter, which cannot be put on a quantised base: merge it first with 'xrlhf convert "
                 "merge BASE ADAPTER OUT', and quantise OUT"
             )
-        base = str(adapter.base_model_name_or_path)
+        base = base_of(adapter, path)
         try:
             model = load_pretrained(kind.of_base(), base, torch.float32, hub=hub, trust_remote_code=trust_remote_code)
         except ModelError as error:
@@ -257,7 +257,7 @@ def _by_shapes(
     register_internlm2()
     adapter = find_adapter(location, revision)
     if adapter is not None:
-        base = str(adapter.base_model_name_or_path)
+        base = base_of(adapter, path)
         return _by_shapes(kind.of_base(), base, dtype, revision=None, hub=hub, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
