@@ -46,6 +46,16 @@ def learnt(group: TokenizedGroup, tokenizer: PreTrainedTokenizerFast = TOKENIZER
     return texts
 
 
+def learnt_ids(group: TokenizedGroup) -> list[np.ndarray]:
+    """The targets of each response, those of the prompt in front."""
+    assert group.is_target is not None
+    pieces, begin = [], 0
+    for ids in (group.prompt_ids, *group.response_ids):
+        pieces.append(ids[group.is_target[begin : begin + len(ids)]])
+        begin += len(ids)
+    return [np.concatenate([pieces[0], own]) for own in pieces[1:]]
+
+
 PAIR = Group([user("Why?")], ([assistant("so")], [assistant("No")]))
 TALK = Group([user("Hi"), assistant("Hello"), user("Why?")], ([assistant("So.")],))
 
@@ -98,7 +108,8 @@ def test_ids_are_those_without_targets(template: str, texts: list[str], rule: An
     for ours, theirs in zip(found.response_ids, plain.response_ids, strict=True):
         assert np.array_equal(ours, theirs)
     if rule == "answer" and template != NO_ENDING:
-        whole = [learnt(found, tokenizer)[0] + own for own in learnt(found, tokenizer)[1:]]
+        # Together: answers may part in the middle of a character.
+        whole = [tokenizer.decode(ids) for ids in learnt_ids(found)]
         ids = [tokenizer(f"{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"] for answer in answers]
         if not any("<|" in answer for answer in answers):
             assert whole == [tokenizer.decode(one) for one in ids]
@@ -130,6 +141,55 @@ def test_the_bos_of_plain_text_is_not_learnt() -> None:
     found = encode(Group("", ("abc",)), "all", tokenizer)
     assert found.response_ids[0][0] == BOS
     assert learnt(found, tokenizer) == ["", "abc<|im_end|>"]
+
+
+def unlearnt(message: Message) -> Message:
+    return {**message, "loss_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "rule", "wanted"),
+    [
+        ([user("Hi"), unlearnt(assistant("Hello")), user("Why?")], assistant("So."), "assistant", "So.<|im_end|>\n"),
+        ([user("Hi"), assistant("Hello"), user("Why?")], unlearnt(assistant("So.")), "assistant", "Hello<|im_end|>\n"),
+        ([user("Hi"), unlearnt(assistant("Hello")), user("Why?")], assistant("So."), "answer", "So.<|im_end|>\n"),
+        ([unlearnt(user("Hi")), assistant("Hello"), user("Why?")], assistant("So."), "answer", "So.<|im_end|>\n"),
+    ],
+)
+def test_a_marked_turn_is_not_learnt(prompt: list[Message], answer: Message, rule: str, wanted: str) -> None:
+    found = encode(Group(prompt, ([answer],)), rule)
+    assert learnt(found) == ["", wanted]
+    bare = [{key: value for key, value in message.items() if key != "loss_weight"} for message in (*prompt, answer)]
+    plain = encode(Group(bare[:-1], ([bare[-1]],)), rule)
+    assert np.array_equal(found.response_ids[0], plain.response_ids[0])
+
+
+@pytest.mark.parametrize("text", ["Hello", "Say <|im_end|>"])
+def test_where_all_is_learnt_a_marked_turn_is_left_out(text: str) -> None:
+    found = encode(Group([user("Hi"), unlearnt(assistant(text)), user("Why?")], ([assistant("So.")],)), "all")
+    whole = TOKENIZER.decode(found.response_ids[0][1:])
+    before, _, after = whole.partition(f"{text}<|im_end|>\n")
+    assert learnt(found) == ["", before + after]
+
+
+@pytest.mark.parametrize("rule", ["answer", "assistant"])
+def test_all_turns_are_marked(rule: str) -> None:
+    prompt = [user("Hi"), unlearnt(assistant("Hello")), user("Why?")]
+    found = encode(Group(prompt, ([unlearnt(assistant("So."))],)), rule)
+    assert isinstance(found, RowError)
+    assert found.reason is Reason.NO_TARGET
+    assert found.detail == (
+        "the conversation has no assistant turn to learn from, but for those marked as not to be learnt"
+    )
+
+
+def test_half_a_mark() -> None:
+    found = encode(Group([user("Hi")], ([{**assistant("Hello"), "loss_weight": 0.5}],)))
+    assert isinstance(found, RowError)
+    assert str(found) == "bad-label: message 2 has the loss weight 0.5; expected 1 for a turn to learn, or 0"
+    assert isinstance(
+        encode(Group([user("Hi")], ([{**assistant("Hello"), "loss_weight": 0.5}],)), None), TokenizedGroup
+    )
 
 
 @pytest.mark.parametrize("rule", ["answer", "assistant"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xrlhf.data.reasons import Reason, RowError
-from xrlhf.data.targets import in_spans, target_turns, turn_spans
+from xrlhf.data.targets import in_spans, outside, target_turns, turn_spans, unlearnt_turns
 from xrlhf.structures import Message
 
 Template = Callable[[list[Message], bool], str]
@@ -56,6 +56,29 @@ def spans_of(template: Template, turns: list[int], talk: list[Message] = TALK) -
 )
 def test_turns(rule: str, prompt_length: int, turns: list[int]) -> None:
     assert target_turns(TALK, prompt_length, rule) == turns  # type: ignore[arg-type]
+
+
+def test_turns_that_are_marked_as_not_to_be_learnt() -> None:
+    marked = [TALK[0], {**TALK[1], "loss_weight": 0.0}, {**TALK[2], "loss_weight": 0.0}, {**TALK[3], "loss_weight": 1}]
+    assert target_turns(marked, 3, "assistant") == [3]
+    assert target_turns(marked, 0, "answer") == [3]
+    assert unlearnt_turns(marked) == [1]
+    assert unlearnt_turns(TALK) == []
+    assert target_turns([TALK[0], {**TALK[1], "loss_weight": False}], 1, "answer") == []
+
+
+@pytest.mark.parametrize("mark", [0.5, "0", float("nan"), [0]])
+def test_a_mark_that_says_neither(mark: object) -> None:
+    found = unlearnt_turns([TALK[0], {**TALK[1], "loss_weight": mark}])
+    assert isinstance(found, RowError)
+    assert found.reason is Reason.BAD_LABEL
+    assert found.detail.startswith("message 2 has the loss weight ")
+
+
+def test_what_lies_outside_of_spans() -> None:
+    assert outside([], 5) == [(0, 5)]
+    assert outside([(1, 3)], 5) == [(0, 1), (3, 5)]
+    assert outside([(0, 2), (2, 4)], 4) == []
 
 
 def test_a_turn_goes_from_behind_its_header_to_the_end_of_its_closing() -> None:

@@ -19,7 +19,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xrlhf.data.pieces import encode_in_pieces, encode_in_pieces_with_offsets, safe_cuts
 from xrlhf.data.reasons import Reason, RowError, kind_of
-from xrlhf.data.targets import TARGET_RULES, TargetRule, in_spans, target_turns, turn_spans
+from xrlhf.data.targets import (
+    TARGET_RULES,
+    TargetRule,
+    in_spans,
+    outside,
+    target_turns,
+    turn_spans,
+    unlearnt_turns,
+)
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
 
@@ -133,8 +141,9 @@ class GroupEncoder:
         attributes: Names of the attributes to keep, in the order in which tokenised groups hold them. A group with
             none of them is left out; one that lacks some of them has NaN in their place.
         targets: Which tokens a policy learns to write: ``"answer"`` for the assistant's turns of each response,
-            ``"assistant"`` for those in the prompt as well, ``"all"`` for every token. In plain text the response is
-            the answer. None for models that learn nothing token by token.
+            ``"assistant"`` for those in the prompt as well, ``"all"`` for every token. A turn whose ``loss_weight`` is
+            0 is left out of all three. In plain text the response is the answer. None for models that learn nothing
+            token by token.
 
     Raises:
         DataError: An unknown truncation or rule for targets, an impossible length, or attributes that are no
@@ -258,13 +267,16 @@ class GroupEncoder:
         """The text of a conversation with the spans to learn; or its tokens, where text alone does not decide them."""
         assert self.targets is not None
         text = self._render(conversation, row_options)
-        turns = target_turns(conversation, prompt_length, self.targets)
+        unlearnt = unlearnt_turns(conversation)
+        if isinstance(unlearnt, RowError):
+            return unlearnt
+        # Where all is learnt, the turns are those that are not.
+        turns = unlearnt if self.targets == "all" else target_turns(conversation, prompt_length, self.targets)
         if self.targets != "all" and not turns:
-            return RowError(Reason.NO_TARGET, "the conversation has no assistant turn to learn from")
+            marked = ", but for those marked as not to be learnt" if unlearnt else ""
+            return RowError(Reason.NO_TARGET, f"the conversation has no assistant turn to learn from{marked}")
         if self._mentions_control_token(conversation):
             return self._sanitised_with_targets(conversation, turns, row_options)
-        if self.targets == "all":
-            return _Rendered(text, [(0, len(text))])
 
         def render(num_messages: int, asks: bool) -> str:
             if not num_messages and not asks:
@@ -272,7 +284,9 @@ class GroupEncoder:
             return self._render(conversation[:num_messages], {**row_options, "add_generation_prompt": asks})
 
         spans = turn_spans(conversation, text, turns, render)
-        return spans if isinstance(spans, RowError) else _Rendered(text, spans)
+        if isinstance(spans, RowError):
+            return spans
+        return _Rendered(text, outside(spans, len(text)) if self.targets == "all" else spans)
 
     def _sanitised_with_targets(
         self, conversation: list[dict[str, Any]], turns: Sequence[int], row_options: dict[str, Any]
@@ -280,7 +294,7 @@ class GroupEncoder:
         """As :meth:`_encode_sanitised`, which has no offsets: what the turns begin and end with is told by ids."""
         ids = self._encode_sanitised(conversation, row_options)
         is_target = np.full(len(ids), self.targets == "all")
-        for turn in turns if self.targets != "all" else ():
+        for turn in turns:
             opening = self._encode_sanitised(conversation[:turn], {**row_options, "add_generation_prompt": True})
             upto = self._encode_sanitised(conversation[: turn + 1], row_options)
             for beginning in (opening, upto):
@@ -290,7 +304,7 @@ class GroupEncoder:
                         f"message {turn + 1} stands beside text that reads like a control token, and its tokens change "
                         "with what stands around it",
                     )
-            is_target[len(opening) : len(upto)] = True
+            is_target[len(opening) : len(upto)] = self.targets != "all"
         return ids, is_target
 
     def _encode_text_with_targets(self, text: str, start: int) -> _Sequence | RowError:

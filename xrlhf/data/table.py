@@ -58,7 +58,7 @@ logger = logging.getLogger("xrlhf")
 
 MapFn = Callable[[Mapping[str, Any]], Group]
 
-_FORMAT = 3
+_FORMAT = 4
 _CHUNK_ROWS = 2048
 _EXAMPLES = 20
 _ROWS_WORTH_WORKERS = 20_000

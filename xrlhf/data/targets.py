@@ -7,10 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from xrlhf.data.reasons import Reason, RowError
+from xrlhf.data.reasons import Reason, RowError, short
 from xrlhf.structures import Message
 
-__all__ = ["TARGET_RULES", "Render", "TargetRule", "in_spans", "target_turns", "turn_spans"]
+__all__ = [
+    "TARGET_RULES",
+    "Render",
+    "TargetRule",
+    "in_spans",
+    "outside",
+    "target_turns",
+    "turn_spans",
+    "unlearnt_turns",
+]
 
 TargetRule = Literal["answer", "assistant", "all"]
 """The assistant's turns of the response, those of the prompt as well, or every token."""
@@ -25,7 +34,7 @@ Render = Callable[[int, bool], str]
 
 
 def target_turns(conversation: Sequence[Message], prompt_length: int, rule: TargetRule) -> list[int]:
-    """Indices of the messages that are learnt from.
+    """Indices of the messages that are learnt from; those with ``loss_weight`` 0 are not.
 
     Args:
         conversation: Prompt and response together.
@@ -33,7 +42,27 @@ def target_turns(conversation: Sequence[Message], prompt_length: int, rule: Targ
         rule: Every rule but ``"all"`` chooses among the assistant's turns.
     """
     first = prompt_length if rule == "answer" else 0
-    return [i for i, message in enumerate(conversation) if i >= first and message["role"] == "assistant"]
+    return [
+        i
+        for i, message in enumerate(conversation)
+        if i >= first and message["role"] == "assistant" and message.get("loss_weight") != 0
+    ]
+
+
+def unlearnt_turns(conversation: Sequence[Message]) -> list[int] | RowError:
+    """Indices of the assistant's messages that are marked as not to be learnt, by ``loss_weight`` 0.
+
+    Returns:
+        The indices; or the reason why the row is bad, where a mark says neither yes nor no.
+    """
+    marks = {i: m["loss_weight"] for i, m in enumerate(conversation) if m["role"] == "assistant" and "loss_weight" in m}
+    for turn, mark in marks.items():
+        if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
+            return RowError(
+                Reason.BAD_LABEL,
+                f"message {turn + 1} has the loss weight {short(mark)}; expected 1 for a turn to learn, or 0",
+            )
+    return [turn for turn, mark in marks.items() if not mark]
 
 
 def turn_spans(
@@ -96,6 +125,12 @@ def _common_length(first: str, second: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
     return low
+
+
+def outside(spans: Sequence[Span], length: int) -> list[Span]:
+    """The spans of a text of ``length`` characters that lie between the given ones, which are in order."""
+    edges = [0, *(edge for span in spans for edge in span), length]
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
 
 
 def in_spans(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:

@@ -155,6 +155,41 @@ class TestCheckMessages:
         ]
         assert given_messages == before
 
+    @pytest.mark.parametrize(
+        ("marks", "kept"),
+        [
+            ({"weight": 0}, {"loss_weight": 0.0}),
+            ({"loss": False}, {"loss_weight": 0.0}),
+            ({"weight": 0.0, "loss": False, "loss_weight": 0}, {"loss_weight": 0.0}),
+            ({"weight": 1}, {}),
+            ({"loss": True}, {}),
+            ({"weight": None, "loss": None}, {}),
+            ({"loss_weight": 0.0}, {"loss_weight": 0.0}),
+            ({"loss_weight": 1.0}, {"loss_weight": 1.0}),
+            ({"weight": 1, "loss_weight": 1.0}, {"loss_weight": 1.0}),
+        ],
+    )
+    def test_marks_of_turns_that_are_not_learnt(self, marks: dict[str, Any], kept: dict[str, Any]) -> None:
+        assert check_messages([{**say("assistant"), **marks}], "m") == [{**say("assistant"), **kept}]
+
+    def test_marks_mean_nothing_in_other_turns(self) -> None:
+        """Some sets mark everything that is not by the assistant as not learnt."""
+        assert check_messages([{**say("user"), "weight": 0, "loss": False}], "m") == [say("user")]
+
+    @pytest.mark.parametrize(
+        ("marks", "detail"),
+        [
+            ({"weight": 0.5}, "m[0].weight is 0.5; expected 1 or true for a turn to learn, 0 or false"),
+            ({"loss": "no"}, "m[0].loss is 'no'; expected 1 or true for a turn to learn, 0 or false"),
+            (
+                {"weight": 1, "loss": False},
+                "m[0] has weight 1 and loss False, which contradict each other; expected one of them",
+            ),
+        ],
+    )
+    def test_marks_that_say_neither(self, marks: dict[str, Any], detail: str) -> None:
+        fails(Reason.BAD_LABEL, detail, check_messages, [{**say("assistant"), **marks}], "m")
+
     def test_an_empty_list_and_a_tuple(self) -> None:
         assert check_messages([], "m") == []
         assert check_messages((say("user"),), "m") == [say("user")]

@@ -224,8 +224,8 @@ def llamafactory_v1_map_fn(
 
     Traps:
         - Text parts are joined as they are; parts of another type are refused.
-        - loss_weight stays in the messages. Messages that differ in it alone are not the same, so a prompt must be
-            weighted alike on both sides.
+        - loss_weight stays in the messages: 0 keeps a policy from learning a turn, and rewards do not read it. Messages
+          that differ in it alone are not the same, so a prompt must be weighted alike on both sides.
 
     Licence:
         That of the set (the demo file of LLaMA-Factory: Apache-2.0).

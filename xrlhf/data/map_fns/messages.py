@@ -52,6 +52,7 @@ _MAY_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("
 # What chat templates read besides role and content; anything else (model names, timestamps) would only keep equal
 # messages from being equal.
 _MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "loss_weight")
+_MARKS = ("weight", "loss")
 _MAX_NAMES = 12
 
 
@@ -171,6 +172,10 @@ def check_messages(
     assistant makes (see :func:`~xrlhf.data.map_fns.tool_calls.check_tool_calls`). Keys that are null count as absent,
     since Arrow files fill them in.
 
+    Sets mark turns of the assistant that are not to be learnt by ``weight`` 0 (OpenAI), ``loss`` false (XTuner,
+    ms-swift) or ``loss_weight`` 0 (LLaMA-Factory): all become ``loss_weight``, and turns marked as to be learnt, as
+    all are, lose ``weight`` and ``loss``.
+
     Args:
         value: What the column holds.
         where: The column, for messages.
@@ -223,7 +228,24 @@ def _check_message(item: Any, where: str, role_key: str, content_key: str, roles
             del kept["tool_calls"]
         elif roles[role] != "assistant":
             raise RowError(Reason.WRONG_ROLES, f"{where} is by the {roles[role]} and calls tools; expected assistant")
+    if roles[role] == "assistant" and any(item.get(key) is not None for key in _MARKS):
+        _take_marks(item, where, kept)
     return {"role": roles[role], "content": text, **kept}
+
+
+def _take_marks(item: Mapping[str, Any], where: str, kept: Message) -> None:
+    """Put what ``weight`` and ``loss`` say of a turn into ``loss_weight``, which stays absent where all is learnt."""
+    marks = {key: item[key] for key in (*_MARKS, "loss_weight") if item.get(key) is not None}
+    for key, value in marks.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise RowError(
+                Reason.BAD_LABEL, f"{where}.{key} is {short(value)}; expected 1 or true for a turn to learn, 0 or false"
+            )
+    if len(set(marks.values())) > 1:
+        found = " and ".join(f"{key} {short(value)}" for key, value in marks.items())
+        raise RowError(Reason.BAD_LABEL, f"{where} has {found}, which contradict each other; expected one of them")
+    if not all(marks.values()):
+        kept["loss_weight"] = 0.0
 
 
 def _join_parts(parts: Sequence[Any], where: str) -> str:

@@ -40,7 +40,8 @@ def messages_map_fn(
     """One conversation in OpenAI's layout: HuggingFaceH4/ultrachat_200k, allenai/tulu-3-sft-mixture, `xrlhf chat`.
 
     Columns:
-        messages (messages): the conversation, with role and content; it ends with a message by the assistant.
+        messages (messages): the conversation, with role and content; it ends with a message by the assistant. A
+            message by the assistant with weight 0 or loss false is not learnt.
         tools (list or text, optional): the tools there are, as JSON text or a list; passed on to the chat template.
 
     The last message by the assistant is the answer; what comes before it, earlier answers too, is the prompt.
