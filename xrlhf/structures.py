@@ -163,6 +163,8 @@ class PackedBatch:
             ``G * K + g`` for one of the group's prompt, which counts for every response.
         reference_logps: (G, K) float32, what a reference gave each response, 0 where none is; None where the data
             does not come with it.
+        divergence: () float32, how far the policy is from its reference in this step, the same for all its batches;
+            None where the loss does not ask for it.
     """
 
     input_ids: Tensor
@@ -178,6 +180,7 @@ class PackedBatch:
     target_source: Tensor | None = None
     target_slot: Tensor | None = None
     reference_logps: Tensor | None = None
+    divergence: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -111,7 +111,8 @@ def test_ids_are_those_without_targets(template: str, texts: list[str], rule: An
         # Together: answers may part in the middle of a character.
         whole = [tokenizer.decode(ids) for ids in learnt_ids(found)]
         ids = [tokenizer(f"{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"] for answer in answers]
-        if not any("<|" in answer for answer in answers):
+        # A newline goes with that of the header into one token.
+        if not any("<|" in answer or answer.startswith("\n") for answer in answers):
             assert whole == [tokenizer.decode(one) for one in ids]
 
 

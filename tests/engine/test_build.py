@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from xrlhf.config import load_recipe
+from xrlhf.config import find_recipe, load_recipe
 from xrlhf.devices import CpuDevice, IpexDevice
 from xrlhf.engine.build import (
     build_dataset,
@@ -38,6 +38,9 @@ from xrlhf.structures import Group
 TWO = Ranks(rank=1, world_size=2, local_rank=1, launcher="pytorch")
 
 
+KTO = "model.loss={'type': 'xrlhf.losses.policy.KTOLoss', 'threshold': 0.0}"
+SHORT_SFT = [f"{split}_dataloader.dataset.sources.0.source.num_groups=60" for split in ("train", "val")]
+
 pytestmark = pytest.mark.usefixtures("package_logger")
 
 
@@ -47,6 +50,22 @@ def recipe(tiny_recipe: Callable[..., Path]) -> Config:
 
 
 # ---------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(
+    ("options", "makes_mismatched"), [([], False), (["model.loss.estimate_kl=False"], False), ([KTO], True)]
+)
+def test_answers_meet_the_wrong_prompt_where_the_loss_asks(options: list[str], makes_mismatched: bool) -> None:
+    chosen = options if not options or KTO in options else [KTO, *options]
+    parts = build_parts(load_recipe(find_recipe("tiny_sft_cpu"), [*SHORT_SFT, *chosen]), Ranks(), CpuDevice())
+    assert parts.train_loader.makes_mismatched == makes_mismatched
+    assert bool(parts.train_loader.load(0).mismatched) == makes_mismatched
+
+
+def test_one_group_a_step_has_no_other_prompt() -> None:
+    recipe = load_recipe(find_recipe("tiny_sft_cpu"), [*SHORT_SFT, KTO, "groups_per_step=1"])
+    with pytest.raises(ConfigError, match=r"two groups or more: set train_dataloader\.groups_per_step to 2 at least"):
+        build_parts(recipe, Ranks(), CpuDevice())
 
 
 @pytest.mark.parametrize(("randomness", "seed"), [(None, 0), ({}, 0), ({"seed": None}, 0), ({"seed": 2**32 - 1},) * 2])

@@ -39,6 +39,7 @@ class ToyDataset:
         self.sizes = [len(self.groups)]
         self.weights = [1.0]
         self.names = ["toy"]
+        self.encoder = SimpleNamespace(max_length=64)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -205,6 +206,7 @@ def run_of(
         rank=strategy.rank,
         world_size=strategy.world_size,
     )
+    loader.makes_mismatched = getattr(model, "needs_divergence", False)
     runner.loop = GroupTrainLoop(runner, loader, max_steps=max_steps)
     return runner
 

@@ -14,7 +14,7 @@ from tiny_models import random_groups, tiny_backbone, tiny_causal_lm
 from xrlhf.data.packing import pack
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.losses import RankingLoss
-from xrlhf.losses.policy import DPOLoss, LanguageModelLoss, ORPOLoss
+from xrlhf.losses.policy import DPOLoss, KTOLoss, LanguageModelLoss, ORPOLoss
 from xrlhf.models import PolicyModel, RewardModel, causal_lm_from_config
 from xrlhf.structures import PackedBatch
 
@@ -71,6 +71,10 @@ def small(vocab_size: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"loss": KTOLoss(), "reference": "cached"},
+            "KTOLoss compares answers to the wrong prompts with the reference, which differ from step to step and",
+        ),
         ({"loss": DPOLoss(), "reference": "frozen"}, "reference must be 'auto', 'adapter_off', 'copy', 'cached' or"),
         ({"loss": DPOLoss(), "reference": None}, "DPOLoss compares with a reference"),
         ({"loss": DPOLoss(), "reference": "adapter_off"}, "needs lora"),

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xrlhf.data.dataset import GroupDataset
+from xrlhf.data.mismatch import mismatched_batches
 from xrlhf.data.packing import pack
+from xrlhf.data.permutation import Permutation, derive_key
 from xrlhf.data.plan import StepPlan, deal, plan_whole_set
 from xrlhf.data.prefetch import prefetch
 from xrlhf.errors import ConfigError
@@ -29,6 +31,8 @@ class StepBatches:
         num_responses: Responses of this rank's groups, filler left out.
         num_tokens: Tokens this rank computes, filler left out.
         num_targets: Target tokens of the step over all ranks, a group counted as often as the step holds it.
+        mismatched: This rank's share of the step's prompts with answers of other groups, for losses that look at
+            them; they count in none of the numbers above.
     """
 
     step: int
@@ -37,6 +41,7 @@ class StepBatches:
     num_responses: int
     num_tokens: int
     num_targets: int = 0
+    mismatched: tuple[PackedBatch, ...] = ()
 
     def num_units(self, unit: str) -> int:
         """What the loss of the step is divided by: its ``"groups"`` or its ``"targets"``."""
@@ -54,6 +59,9 @@ class StepLoader:
         shuffle: False visits the groups in file order.
         rank: This process.
         world_size: All processes.
+
+    Attributes:
+        makes_mismatched: Whether steps come with mismatched answers; whoever knows the loss sets it.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class StepLoader:
         self.rank = rank
         self.world_size = world_size
         self.stream = dataset.stream(seed, shuffle)
+        self.makes_mismatched = False
 
     def __len__(self) -> int:
         """Optimizer steps of one epoch, the last of which may reach into the next."""
@@ -114,6 +123,17 @@ class StepLoader:
             num_responses=sum(int(batch.response_mask.sum()) for batch in counted),
             num_tokens=sum(batch.num_tokens for batch in counted),
             num_targets=int(self.dataset.num_targets(self.group_ids(step)).sum()),
+            mismatched=self._mismatched(step) if self.makes_mismatched else (),
+        )
+
+    def _mismatched(self, step: int) -> tuple[PackedBatch, ...]:
+        # In the order of the step, which no number of ranks and no token budget changes.
+        return mismatched_batches(
+            [self.dataset[int(i)] for i in self.group_ids(step)],
+            max_length=self.dataset.encoder.max_length,
+            token_budget=self.token_budget,
+            rank=self.rank,
+            world_size=self.world_size,
         )
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
@@ -148,6 +168,8 @@ class EvalLoader:
             raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
         self.dataset = dataset
         self.token_budget = token_budget
+        self.rank = rank
+        self.world_size = world_size
         plan = plan_whole_set(dataset.num_tokens(), world_size=world_size, token_budget=token_budget)
         self._batches = [(ids, True) for ids in plan[rank]]
         # The first process has the most, by one at most; models that are split over processes run on all or none.
@@ -159,6 +181,20 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[EvalBatch]:
         return prefetch(self._load(ids, is_counted) for ids, is_counted in self._batches)
+
+    def mismatched(self) -> tuple[PackedBatch, ...]:
+        """This process's share of the set's prompts with answers of other groups.
+
+        Which are put together is drawn once and for all: neighbours in a file often share their prompt.
+        """
+        order = Permutation(len(self.dataset), derive_key("mismatch"))(np.arange(len(self.dataset)))
+        return mismatched_batches(
+            [self.dataset[int(i)] for i in order],
+            max_length=self.dataset.encoder.max_length,
+            token_budget=self.token_budget,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def _load(self, ids: np.ndarray, is_counted: bool) -> EvalBatch:
         groups = [self.dataset[int(i)] for i in ids]

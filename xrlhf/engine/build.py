@@ -161,6 +161,12 @@ def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> P
         if loader is not None:
             check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
     check_objective(model, "train_dataloader", train_loader.dataset)
+    train_loader.makes_mismatched = getattr(model, "needs_divergence", False)
+    if train_loader.makes_mismatched and train_loader.groups_per_step < 2:
+        raise ConfigError(
+            "the loss puts the answers of a step to each other's prompts and needs two groups or more: set "
+            "train_dataloader.groups_per_step to 2 at least, or estimate_kl=False of the loss"
+        )
     if val_loader is not None:
         check_attributes(model, "val_dataloader", val_loader.dataset)
         check_targets(model, "val_dataloader", val_loader.dataset)

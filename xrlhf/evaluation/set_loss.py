@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
+from xrlhf.evaluation.divergence import divergence_on_set
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.progress import track
 from xrlhf.structures import metric_means
@@ -23,7 +25,14 @@ class SetLoss:
         self.sums: dict[str, float] = {}
 
     @torch.no_grad()
-    def add(self, model: PolicyModel, loader: EvalLoader, device: Device, wrapped: nn.Module | None = None) -> None:
+    def add(
+        self,
+        model: PolicyModel,
+        loader: EvalLoader,
+        device: Device,
+        wrapped: nn.Module | None = None,
+        sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
         """Run every group of a loader once.
 
         Args:
@@ -31,9 +40,11 @@ class SetLoss:
             loader: This process's share of the set.
             device: Where to compute.
             wrapped: What a strategy has wrapped around the model, if it computes through that.
+            sum_over_ranks: Adds a tensor up over all processes, where there are several.
         """
+        divergence = divergence_on_set(loader, model, device, wrapped=wrapped, sum_over_ranks=sum_over_ranks)
         for item in track(loader, "validate", len(loader), "batch"):
-            batch = item.batch.to(device.torch_device)
+            batch = replace(item.batch.to(device.torch_device), divergence=divergence)
             output = (wrapped or model)(batch)
             if not item.is_counted:
                 continue

@@ -63,6 +63,7 @@ class PolicyModel(GroupModel):
         reference_layout: The layout of that model; the policy's where it has none.
         reference_kind: ``"adapter_off"``, ``"copy"``, ``"cached"``, ``"model"``, or None where no reference is read.
         initial_digest: Of the weights before training, where the reference is cached: a sample of each.
+        needs_divergence: Whether the loss asks how far the policy is from its reference (``divergence`` of a batch).
 
     Raises:
         ModelError: The backbone or the reference can be used in neither layout or not in the one asked for, has no
@@ -125,6 +126,7 @@ class PolicyModel(GroupModel):
             )
         self.loss: Any = built
         self.unit = getattr(built, "unit", "groups")
+        self.needs_divergence: bool = getattr(built, "needs_divergence", False)
         self.reference_kind = kind if isinstance(kind, str) or kind is None else "model"
         self.reference: PreTrainedModel | None = frozen
         self.initial_digest = self_digest
@@ -272,7 +274,8 @@ class PolicyModel(GroupModel):
         weights, mask = batch.group_weights, batch.response_mask
         of_policy = self.logps(batch, policy)
         of_reference = self._logps_of_reference(batch, reference)
-        losses = self.loss(of_policy, of_reference, mask, batch.ratings)
+        more = {} if batch.divergence is None else {"kl": batch.divergence}
+        losses = self.loss(of_policy, of_reference, mask, batch.ratings, **more)
         # Filler must not reach the weights even if its own loss is not finite.
         losses = torch.where(weights > 0, losses, 0.0)
         with torch.no_grad():
@@ -302,6 +305,11 @@ def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -
         raise ConfigError(f"{type(loss).__name__} compares with a reference: set reference='auto' of the model")
     if asked == "adapter_off" and not uses_lora:
         raise ConfigError("reference='adapter_off' needs lora=dict(...): without adapters use reference='copy'")
+    if asked == "cached" and getattr(loss, "needs_divergence", False):
+        raise ConfigError(
+            f"{type(loss).__name__} compares answers to the wrong prompts with the reference, which differ from step "
+            "to step and cannot be cached: set reference='auto' of the model, or estimate_kl=False of the loss"
+        )
     if asked == "auto":
         return "adapter_off" if uses_lora else "copy"
     return asked

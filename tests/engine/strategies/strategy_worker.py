@@ -30,7 +30,7 @@ from xrlhf.engine.launch import Ranks, leave_process_group, start_process_group
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
-from xrlhf.losses.policy import DPOLoss, LanguageModelLoss
+from xrlhf.losses.policy import DPOLoss, KTOLoss, LanguageModelLoss
 from xrlhf.models import PolicyModel
 from xrlhf.models.group_model import GroupModel
 
@@ -73,8 +73,8 @@ def made(job: dict[str, Any], folder: Path, number: int) -> tuple[GroupModel, To
         return quantised_reward_model(folder / "base"), pairs(number)
     if job["model"] == "reward":
         return tiny_reward_model(dropout, layout=job["layout"]), pairs(number)
-    loss = LanguageModelLoss() if job["model"] == "sft" else DPOLoss(beta=0.5)
-    return tiny_policy(loss, lora=adapters), answers(number)
+    losses = {"sft": LanguageModelLoss(), "dpo": DPOLoss(beta=0.5), "kto": KTOLoss(beta=0.5)}
+    return tiny_policy(losses[job["model"]], lora=adapters), answers(number)
 
 
 def train_under(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def evaluated(model: GroupModel, loader: EvalLoader, strategy: Any, wrapped: nn.
     """What validation says of the set, all processes together."""
     if isinstance(model, PolicyModel):
         sums = SetLoss()
-        sums.add(model, loader, strategy.device, wrapped)
+        sums.add(model, loader, strategy.device, wrapped, strategy.sum_over_ranks)
         return SetLoss.of_all(strategy.gather_objects(sums.sums)).compute()
     metrics = SetMetrics()
     own = evaluate_batches(model, loader, strategy.device, wrapped=wrapped)

@@ -12,8 +12,9 @@ from strategy_worker import job, train_under
 pytestmark = pytest.mark.slow
 
 STEPS, SAVED_AT = 6, 3
-POLICIES = ("sft", "dpo", "dpo_lora")
-"""The loss of tokens; with a frozen copy for the reference; with the adapters switched off for it."""
+POLICIES = ("sft", "dpo", "dpo_lora", "kto")
+"""The loss of tokens; with a frozen copy for the reference; with the adapters switched off for it; with an estimate of
+the divergence that all processes make together."""
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("ddp", {}),
     "fsdp": ("fsdp", {}),
@@ -30,7 +31,7 @@ def job_of(policy: str, name: str, strategy: str, options: dict[str, Any], *, re
 
 
 def logged(policy: str) -> tuple[str, ...]:
-    return () if policy == "sft" else PREFERENCES
+    return {"sft": (), "kto": (*PREFERENCES, "kl")}.get(policy, PREFERENCES)
 
 
 @pytest.fixture(scope="module")

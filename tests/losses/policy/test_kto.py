@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from xrlhf.errors import ConfigError
 from xrlhf.losses.policy import APOZeroLoss, KTOLoss, ResponseLogps
 
 NAN = math.nan
@@ -55,6 +56,13 @@ def test_with_an_estimate_by_hand() -> None:
 @pytest.mark.parametrize("estimate", [torch.tensor(-3.0), torch.zeros(1), torch.tensor([[-1.0]])])
 def test_an_estimate_below_zero_is_zero(estimate: Tensor) -> None:
     assert singles(KTOLoss(), estimate) == singles(KTOLoss())
+
+
+def test_it_says_whether_it_needs_an_estimate() -> None:
+    assert KTOLoss().needs_divergence
+    assert not KTOLoss(estimate_kl=False).needs_divergence
+    with pytest.raises(ConfigError, match="KTOLoss: estimate_kl is 'no'; accepted are True and False"):
+        KTOLoss(estimate_kl="no")  # type: ignore[arg-type]
 
 
 def test_an_estimate_is_one_number() -> None:

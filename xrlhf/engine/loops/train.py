@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from xrlhf.data.permutation import derive_key
 from xrlhf.engine.memory import naming_what_needs_memory
 from xrlhf.engine.stopping import StopRequest
 from xrlhf.errors import ConfigError, TrainingError
+from xrlhf.evaluation.divergence import divergence_on
 from xrlhf.registry import LOOPS
 from xrlhf.structures import PackedBatch, metric_means
 
@@ -141,9 +143,10 @@ class GroupTrainLoop(BaseLoop):
         sums: dict[str, torch.Tensor] = {}
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         num_units = batches.num_units(getattr(strategy.module, "unit", "groups"))
+        divergence = self._divergence(batches)
         for number, batch in enumerate(batches.batches):
             with naming_what_needs_memory(partial(self._explain_memory, batches, number)):
-                batch = batch.to(device.torch_device, non_blocking=True)
+                batch = replace(batch.to(device.torch_device, non_blocking=True), divergence=divergence)
                 with strategy.accumulate(last=number == len(batches.batches) - 1):
                     output = self.runner.model(batch)
                     strategy.backward(output.loss / num_units)
@@ -176,6 +179,7 @@ class GroupTrainLoop(BaseLoop):
         return {
             "loss": total.pop("loss") / num_units,
             **metric_means(total, batches.num_groups),
+            **({} if divergence is None else {"kl": divergence.item()}),
             "num_samples": float(batches.num_groups),
             "num_tokens": num_tokens,
             "grad_norm": norm,
@@ -184,6 +188,19 @@ class GroupTrainLoop(BaseLoop):
             "memory": device.peak_memory_mib(),
             **({"num_skipped": float(self._num_skipped)} if strategy.survives_overflow else {}),
         }
+
+    def _divergence(self, batches: StepBatches) -> torch.Tensor | None:
+        """How far the policy is from its reference before this step, on all ranks; None where no loss asks."""
+        if not batches.mismatched:
+            return None
+        strategy = self.runner.strategy
+        return divergence_on(
+            batches.mismatched,
+            strategy.module,
+            strategy.device,
+            wrapped=self.runner.model,
+            sum_over_ranks=strategy.sum_over_ranks,
+        )
 
     def _skip(self, step: int) -> None:
         """Leave the weights alone in a step whose scaled gradients were too large for float16."""

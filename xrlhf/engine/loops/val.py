@@ -76,5 +76,5 @@ class LossValLoop(_ValLoop):
 
     def _metrics(self, strategy: Any) -> dict[str, float]:
         own = SetLoss()
-        own.add(strategy.module, self.dataloader, strategy.device, strategy.model)
+        own.add(strategy.module, self.dataloader, strategy.device, strategy.model, strategy.sum_over_ranks)
         return SetLoss.of_all(strategy.gather_objects(own.sums)).compute()

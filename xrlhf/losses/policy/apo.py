@@ -26,7 +26,7 @@ class APOZeroLoss(RatioLoss):
     pair gives 0.
 
     Data:
-        As for ``DPOLoss``. For single rated responses ``KTOLoss`` without its estimate of the divergence is the same.
+        As for ``DPOLoss``. For single rated responses ``KTOLoss(estimate_kl=False)`` is the same.
 
     When:
         The chosen answers are better than those of the policy, as from a stronger model.

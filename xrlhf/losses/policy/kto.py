@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xrlhf.losses.objective import GroupMean, group_mean
-from xrlhf.losses.options import number_option
+from xrlhf.losses.options import number_option, switch_option
 from xrlhf.losses.pairs import has_pair
 from xrlhf.losses.policy.logps import existing_logps, first_response, log_ratios, token_means
 from xrlhf.losses.policy.objective import ResponseLogps
@@ -30,10 +30,12 @@ class KTOLoss(nn.Module):
         loss = undesirable_weight * (1 - sigmoid(z - r))      undesirable
 
     z is the reference point: beta times an estimate of the divergence of policy and reference, a constant to the
-    gradient. The published estimate is the mean log-ratio of answers to *other* prompts of the batch, which the data
-    path does not make yet; ``forward`` takes an estimate as ``kl`` and without one puts z = 0. The loss is then not
-    KTO of the paper but what huggingface/trl calls ``apo_zero_unpaired``: every answer is measured against the
-    reference model alone, not against how far the policy has moved on the whole.
+    gradient. It is the mean log-ratio, summed over tokens, of answers to *other* prompts: each group of a step lends
+    its answers to the prompt of the group before it, and all processes and micro-batches of the step share one mean.
+    That takes a forward pass of both models more in every step, and a reference that can be run (not a cached one).
+    With ``estimate_kl=False``, z = 0. The loss is then not KTO of the paper but what huggingface/trl calls
+    ``apo_zero_unpaired``: every answer is measured against the reference model alone, not against how far the policy
+    has moved on the whole.
 
     A response with a rating is desirable where the rating is above ``threshold``. Of several responses without ratings
     the best is desirable and the others are not; a single one without a rating says nothing. With ``threshold=None``
@@ -58,12 +60,13 @@ class KTOLoss(nn.Module):
         undesirable_weight: Factor of undesirable ones, 0 or greater.
         threshold: A rating above it is desirable. 0.5 reads 1 and 0; with 1 to 5 stars 3 makes four and five desirable.
             None goes by the order, for ratings of which only differences mean something (margins).
+        estimate_kl: Whether the divergence is estimated; False for z = 0, which needs no further pass.
 
     Raises:
         ConfigError: An option has a value that is not accepted.
 
     Reference:
-        Ethayarajh et al., arXiv 2402.01306, equation 7; huggingface/trl, trl/trainer/kto_trainer.py. With z = 0:
+        Ethayarajh et al., arXiv 2402.01306, equations 7 and 8; huggingface/trl, trl/trainer/kto_trainer.py. With z = 0:
         D'Oosterlinck et al., arXiv 2408.06266, equation 7, for single answers.
     """
 
@@ -79,14 +82,21 @@ class KTOLoss(nn.Module):
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
         threshold: float | None = 0.5,
+        estimate_kl: bool = True,
     ) -> None:
         super().__init__()
+        self.estimate_kl = switch_option("KTOLoss", "estimate_kl", estimate_kl)
         self.beta = number_option("KTOLoss", "beta", beta, exclusive=True)
         self.desirable_weight = number_option("KTOLoss", "desirable_weight", desirable_weight)
         self.undesirable_weight = number_option("KTOLoss", "undesirable_weight", undesirable_weight)
         self.threshold = (
             None if threshold is None else number_option("KTOLoss", "threshold", threshold, minimum=-math.inf)
         )
+
+    @property
+    def needs_divergence(self) -> bool:
+        """Whether training has to hand ``kl`` to ``forward``."""
+        return self.estimate_kl
 
     def forward(
         self,
@@ -197,5 +207,6 @@ class KTOLoss(nn.Module):
         threshold = "None" if self.threshold is None else f"{self.threshold:g}"
         return (
             f"beta={self.beta:g}, desirable_weight={self.desirable_weight:g}, "
-            f"undesirable_weight={self.undesirable_weight:g}, threshold={threshold}"
+            f"undesirable_weight={self.undesirable_weight:g}, threshold={threshold}, "
+            f"estimate_kl={self.estimate_kl}"
         )

@@ -32,7 +32,8 @@ class ResponseLogps(NamedTuple):
 class PolicyLoss(Protocol):
     """A loss that a policy is trained with.
 
-    ``KTOLoss.forward`` takes an estimate more; see there. A loss may have a method ``problem(mask, ratings)`` as well,
+    A loss with ``needs_divergence = True`` is handed one number more as ``kl``, see
+    :class:`~xrlhf.losses.policy.KTOLoss`. A loss may have a method ``problem(mask, ratings)`` as well,
     which gives half a sentence on ratings outside of its domain, or None.
 
     Attributes:
