@@ -182,6 +182,19 @@ def test_what_is_learnt_can_be_looked_at(xrlhf: Callable[..., CompletedProcess[s
     assert "scored here" not in result.stdout
 
 
+def test_a_policy_is_no_reward_model(
+    pipeline: Pipeline, xrlhf: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    checkpoint = pipeline.folder / "sft" / f"iter_{SFT_STEPS}.pth"
+    result = xrlhf("convert", "pth_to_hf", "tiny_reward_cpu", checkpoint, tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: {checkpoint} is of another model than the recipe: it lacks backbone.score.weight; has "
+        "backbone.lm_head.weight, which the model lacks. Use the recipe it was trained with\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
