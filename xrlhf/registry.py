@@ -21,6 +21,8 @@ __all__ = [
     "LOSSES",
     "MAP_FNS",
     "MODELS",
+    "REWARDS",
+    "ROLLOUTS",
     "SOURCES",
     "STRATEGIES",
     "TOKENIZERS",
@@ -32,6 +34,8 @@ TOKENIZERS = Registry("tokenizer", scope="xrlhf", locations=["xrlhf.models"])
 SOURCES = Registry("source", scope="xrlhf", locations=["xrlhf.data"])
 MAP_FNS = Registry("map function", scope="xrlhf", locations=["xrlhf.data.map_fns"])
 DATASETS = Registry("dataset", scope="xrlhf", locations=["xrlhf.data"])
+REWARDS = Registry("reward", scope="xrlhf", locations=["xrlhf.rl.rewards"])
+ROLLOUTS = Registry("rollouts", scope="xrlhf", locations=["xrlhf.rl.rollouts"])
 LOOPS = Registry("loop", parent=_LOOPS, scope="xrlhf", locations=["xrlhf.engine.loops"])
 HOOKS = Registry("hook", parent=_HOOKS, scope="xrlhf", locations=["xrlhf.engine.hooks"])
 STRATEGIES = Registry("strategy", parent=_STRATEGIES, scope="xrlhf", locations=["xrlhf.engine.strategies"])
