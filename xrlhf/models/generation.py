@@ -20,7 +20,7 @@ from xrlhf.errors import ConfigError, ModelError, error_line
 from xrlhf.models.loading import check_vocabulary
 from xrlhf.structures import Message
 
-__all__ = ["Answer", "Generator", "Prompt", "Sampling", "stop_ids"]
+__all__ = ["Answer", "Generator", "Prompt", "Sampling", "longest_conversation", "stop_ids"]
 
 _NO_LIMIT = 1 << 30
 _PROBE = "xrlhfprobe"
@@ -168,9 +168,7 @@ class Generator:
     @property
     def max_length(self) -> int | None:
         """Most tokens of a conversation, answer included; None where the model names no limit."""
-        config = self.model.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
-        return next((int(limit) for limit in limits if limit), None)
+        return longest_conversation(self.model)
 
     def encode(self, messages: Sequence[Message]) -> np.ndarray:
         """(P,) int32: the ids of a conversation up to where the answer begins.
@@ -268,13 +266,25 @@ class Generator:
         return Answer(said, _text_of(self.tokenizer, said), ending if end is None else "stop")
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def longest_conversation(model: PreTrainedModel) -> int | None:
+    """Most tokens that a model reads, its answer included; None where it names no limit."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next((int(limit) for limit in limits if limit), None)
+
+
+def stop_ids(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end an answer: EOS, as tokenizer and model name it, and what the chat template puts behind one.
 
     Base models that were trained to chat often keep the EOS of before, and end a turn with another token.
+
+    Args:
+        model: The model; None where it is elsewhere, and the tokenizer says all that is known.
+        tokenizer: Its tokenizer.
     """
     found: dict[int, None] = {}
-    for given in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.eos_token_id):
+    of_model = () if model is None else (model.generation_config.eos_token_id, model.config.eos_token_id)
+    for given in (tokenizer.eos_token_id, *of_model):
         for token in given if isinstance(given, (list, tuple)) else [given]:
             if token is not None:
                 found[int(token)] = None
