@@ -103,6 +103,8 @@ class TokenizedGroup:
         is_target: (num_tokens,) bool, which tokens a policy learns to write: of the prompt, then of each response. The
             first token of a conversation never is, since nothing stands before it. None where nobody asked.
         reference_logps: (K,) float32, what a reference gave each response, where that is kept on disk; else None.
+        token_values: By name, (number of target tokens,) float32, a value for each of them in their order; None where
+            nobody gave any. Reinforcement learning sends advantages and old log-probabilities this way.
     """
 
     prompt_ids: np.ndarray
@@ -113,6 +115,7 @@ class TokenizedGroup:
     attributes: np.ndarray | None = None
     is_target: np.ndarray | None = None
     reference_logps: np.ndarray | None = None
+    token_values: Mapping[str, np.ndarray] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -165,6 +168,7 @@ class PackedBatch:
             does not come with it.
         divergence: () float32, how far the policy is from its reference in this step, the same for all its batches;
             None where the loss does not ask for it.
+        token_values: By name, (N,) float32, a value for each target token; None where the data has none.
     """
 
     input_ids: Tensor
@@ -181,6 +185,7 @@ class PackedBatch:
     target_slot: Tensor | None = None
     reference_logps: Tensor | None = None
     divergence: Tensor | None = None
+    token_values: Mapping[str, Tensor] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -224,6 +229,8 @@ class PackedBatch:
         changed: dict[str, Any] = {
             f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
+        if self.token_values is not None:
+            changed["token_values"] = {name: change(values) for name, values in self.token_values.items()}
         return replace(self, **changed)
 
 
@@ -266,11 +273,14 @@ class LossOutput:
         metrics: Detached scalars, each a sum over the micro-batch, by name. ``num_X`` is the count that the sum ``X``
             is divided by, ``num_ranked`` that of ``acc`` and ``margin``; a sum without a count is divided by the
             number of groups. No name contains ``loss``.
+        largest: Detached scalars by name, each the largest value of something in the micro-batch; the log shows the
+            largest of the step.
     """
 
     loss: Tensor
     group_losses: Tensor
     metrics: dict[str, Tensor]
+    largest: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def metric_means(total: Mapping[str, float], num_groups: float) -> dict[str, float]:

@@ -33,6 +33,11 @@ FLAGS = {
         "output_dir peft use_fast_tokenizer use_auth_token world_size use_mpi device use_habana use_lazy_mode "
         "adapter_model_name output_name"
     ),
+    "llama2_7b_ppo_lora": (
+        "multi_gpu num_machines num_processes log_with model_name reward_model_name adafactor tokenizer_name save_freq "
+        "output_max_length batch_size mini_batch_size gradient_accumulation_steps batched_gen ppo_epochs seed "
+        "learning_rate early_stopping output_dir hf_access_token use_habana world_size use_mpi"
+    ),
     "gemma_2b_reward": "model_name max_length train_set_path deepspeed",
 }
 """The options of the command lines that the pipelines show."""
@@ -59,6 +64,7 @@ def test_there_is_a_section_for_every_recipe_of_a_pipeline() -> None:
         "opt_350m_reward",
         "llama2_7b_sft_lora",
         "llama2_7b_reward_lora",
+        "llama2_7b_ppo_lora",
         "gemma_2b_reward",
         "llama3_8b_reward",
         "internlm2_1_8b_reward",

@@ -98,6 +98,8 @@ INJECTED = {
     "val_cfg": ("runner", "dataloader", "evaluator"),
     "optim_wrapper.optimizer": ("params",),
     "param_scheduler*": ("optimizer",),
+    "*rollouts": ("policy", "tokenizer", "device"),
+    "rewards.*": ("device",),
     "strategy": ("device",),
     "visualizer*": ("save_dir", "name"),
     "*map_fn": ("row",),

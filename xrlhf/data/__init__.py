@@ -4,5 +4,15 @@ from xrlhf.data.dataset import Fold, GroupDataset
 from xrlhf.data.encoding import GroupEncoder
 from xrlhf.data.loader import EvalLoader, StepLoader
 from xrlhf.data.packing import pack
+from xrlhf.data.prompts import PromptDataset, prompt_map_fn
 
-__all__ = ["EvalLoader", "Fold", "GroupDataset", "GroupEncoder", "StepLoader", "pack"]
+__all__ = [
+    "EvalLoader",
+    "Fold",
+    "GroupDataset",
+    "GroupEncoder",
+    "PromptDataset",
+    "StepLoader",
+    "pack",
+    "prompt_map_fn",
+]

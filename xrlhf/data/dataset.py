@@ -23,7 +23,7 @@ from xrlhf.errors import ConfigError, DataError
 from xrlhf.registry import DATASETS, MAP_FNS
 from xrlhf.structures import TokenizedGroup
 
-__all__ = ["Fold", "GroupDataset", "resolve_map_fn"]
+__all__ = ["Fold", "GroupDataset", "check_source", "fold_of", "resolve_map_fn"]
 
 
 def resolve_map_fn(spec: Any) -> MapFn:
@@ -119,7 +119,12 @@ class Fold:
         return np.nonzero(held_out if self.part == "held_out" else ~held_out)[0]
 
 
-def _fold_of(options: Mapping[str, Any]) -> Fold:
+def fold_of(options: Mapping[str, Any]) -> Fold:
+    """The fold that a recipe asks for.
+
+    Raises:
+        DataError: It lacks an option, or has one that does not exist.
+    """
     try:
         return Fold(**options)
     except TypeError:
@@ -127,7 +132,7 @@ def _fold_of(options: Mapping[str, Any]) -> Fold:
         raise DataError(f"fold takes index, count and part, and optionally seed; found {found}") from None
 
 
-def _check_source(spec: Any, where: str) -> float:
+def check_source(spec: Any, where: str) -> float:
     """The weight of a source that a recipe names, once its keys are known to be right."""
     found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
     if not isinstance(spec, Mapping) or not {"source", "map_fn"} <= set(spec) <= {"source", "map_fn", "weight", "name"}:
@@ -189,7 +194,7 @@ class GroupDataset:
             raise DataError("a dataset needs at least one source")
         if max_groups is not None and max_groups < 1:
             raise DataError(f"max_groups must be at least 1, got {max_groups}")
-        held = _fold_of(fold) if fold else None
+        held = fold_of(fold) if fold else None
         self.encoder = GroupEncoder(
             tokenizer,
             max_length=max_length,
@@ -203,7 +208,7 @@ class GroupDataset:
         self.weights: list[float] = []
         self._selected: list[np.ndarray | None] = []
         for number, spec in enumerate(sources):
-            weight = _check_source(spec, f"sources[{number}]")
+            weight = check_source(spec, f"sources[{number}]")
             cache = Path(cache_dir).expanduser() if cache_dir else None
             table = build_table(
                 open_source(spec["source"]),

@@ -33,6 +33,7 @@ class StepBatches:
         num_targets: Target tokens of the step over all ranks, a group counted as often as the step holds it.
         mismatched: This rank's share of the step's prompts with answers of other groups, for losses that look at
             them; they count in none of the numbers above.
+        num_step_responses: Responses of the step over all ranks.
     """
 
     step: int
@@ -42,10 +43,12 @@ class StepBatches:
     num_tokens: int
     num_targets: int = 0
     mismatched: tuple[PackedBatch, ...] = ()
+    num_step_responses: int = 0
 
     def num_units(self, unit: str) -> int:
-        """What the loss of the step is divided by: its ``"groups"`` or its ``"targets"``."""
-        return self.num_targets if unit == "targets" else self.num_groups
+        """What the loss of the step is divided by: its ``"groups"``, its ``"targets"`` or its ``"responses"``."""
+        counts = {"groups": self.num_groups, "targets": self.num_targets, "responses": self.num_step_responses}
+        return counts[unit]
 
 
 class StepLoader:

@@ -36,7 +36,8 @@ def pack(
 
     Raises:
         ValueError: No group, a group without a response, or a response without an id (it has no token to be scored at);
-            groups with different numbers of attributes; target tokens known of some groups only.
+            groups with different numbers of attributes; target tokens known of some groups only; values of other
+            tokens than the targets.
     """
     if not groups:
         raise ValueError("cannot pack an empty list of groups")
@@ -97,6 +98,7 @@ def pack(
         group_ids=torch.from_numpy(ids_of_groups.astype(np.int64)),
         group_weights=torch.from_numpy(group_weights.astype(np.float32)),
         attributes=None if attributes is None else torch.from_numpy(attributes),
+        token_values=_token_values(groups),
         **{name: torch.from_numpy(values) for name, values in of_policies.items()},
     )
 
@@ -129,6 +131,21 @@ def _targets(groups: Sequence[TokenizedGroup], most_responses: int) -> dict[str,
         at = begin
     columns = {"target_index": index, "target_source": source, "target_slot": slot}
     return {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
+
+
+def _token_values(groups: Sequence[TokenizedGroup]) -> dict[str, torch.Tensor] | None:
+    """By name, (N,) float32 in the order of the target tokens; None where not every group has values."""
+    given = [group.token_values for group in groups if group.token_values is not None]
+    if len(given) < len(groups):
+        return None
+    for g, (group, values) in enumerate(zip(groups, given, strict=True)):
+        number = 0 if group.is_target is None else int(group.is_target.sum())
+        if wrong := [name for name, of in values.items() if len(of) != number]:
+            raise ValueError(f"groups[{g}] has {number} target tokens and {len(values[wrong[0]])} values {wrong[0]!r}")
+    return {
+        name: torch.from_numpy(np.concatenate([values[name] for values in given]).astype(np.float32))
+        for name in given[0]
+    }
 
 
 def _attributes(groups: Sequence[TokenizedGroup], most_responses: int) -> np.ndarray | None:

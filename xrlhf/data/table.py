@@ -48,10 +48,12 @@ __all__ = [
     "LeftOut",
     "TableReport",
     "build_table",
+    "check_shares",
     "default_cache_dir",
     "encode_chunk",
     "map_fn_identity",
     "map_row",
+    "prompt_key",
 ]
 
 logger = logging.getLogger("xrlhf")
@@ -326,7 +328,8 @@ class EncodedChunk:
     left_out: list[LeftOut]
 
 
-def _prompt_key(group: Group) -> int:
+def prompt_key(group: Group) -> int:
+    """A digest of a group's prompt, by which it falls into a fold."""
     # Whole texts have no prompt of their own: each then stands for itself.
     said = group.prompt or group.responses
     text = said if isinstance(said, str) else json.dumps(said, sort_keys=True, default=str)
@@ -352,7 +355,7 @@ def encode_chunk(chunk: Chunk, map_fn: MapFn, encoder: GroupEncoder) -> EncodedC
         else:
             assert isinstance(item, Group)
             groups.append(replace(result, row=raw.row))
-            prompt_keys.append(_prompt_key(item))
+            prompt_keys.append(prompt_key(item))
     digests = np.array([_digest_of_tokens(group) for group in groups], dtype=np.uint64)
     columns = _columns_of(groups, prompt_keys, len(encoder.attributes))
     return EncodedChunk(len(raw_rows), columns, digests, left_out)
@@ -394,8 +397,13 @@ def _num_targets(group: TokenizedGroup) -> int:
     return int(group.is_target.sum()) + of_prompt * (len(group.response_ids) - 1)
 
 
-def map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
+def map_row(raw: RawRow, map_fn: MapFn, *, needs_response: bool = True) -> Group | RowError:
     """What a map function makes of a row, or the reason why the row is left out.
+
+    Args:
+        raw: The row.
+        map_fn: The map function.
+        needs_response: False where the prompt alone is of use.
 
     Raises:
         DataError: The map function fails with anything but :class:`RowError`, or gives no group.
@@ -414,7 +422,7 @@ def map_row(raw: RawRow, map_fn: MapFn) -> Group | RowError:
             f"{raw.location}: map function {_called(map_fn)} failed with {type(error).__name__}: {error} "
             f"({at.filename}:{at.lineno}); for a row to leave out it raises RowError"
         ) from error
-    if not isinstance(group, Group) or not group.responses:
+    if not isinstance(group, Group) or (needs_response and not group.responses):
         found = "a Group without responses" if isinstance(group, Group) else kind_of(group)
         raise DataError(
             f"{raw.location}: map function {_called(map_fn)} returned {found}; expected a Group with one or more"
@@ -562,7 +570,7 @@ def build_table(
             ) from error
     table = GroupTable(folder)
     table.name_source(source.name)
-    _check_shares(table, source.name, max_bad_share, max_left_out_share)
+    check_shares(table.report, source.name, max_bad_share, max_left_out_share)
     return table
 
 
@@ -634,8 +642,12 @@ def _build(source: Source, map_fn: MapFn, encoder: GroupEncoder, folder: Path, n
     logger.info("tokenised %d rows in %.1f s: %d groups", report.num_rows, seconds, report.num_groups)
 
 
-def _check_shares(table: GroupTable, name: str, max_bad_share: float, max_left_out_share: float) -> None:
-    report = table.report
+def check_shares(report: TableReport, name: str, max_bad_share: float, max_left_out_share: float) -> None:
+    """Refuse a source too many of whose rows are of no use.
+
+    Raises:
+        DataError: No row, none that is usable, or more left out than allowed.
+    """
     left_out = sum(report.reasons.values())
     problem = None
     if report.num_rows == 0:

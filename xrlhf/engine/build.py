@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from xrlhf.config.resolve import resolve
+from xrlhf.config.resolve import find_component, resolve
 from xrlhf.config.secrets import mask_secrets
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.loader import EvalLoader, StepLoader
+from xrlhf.data.prompts import PromptDataset, PromptEvalLoader, PromptLoader
 from xrlhf.devices import Device, find_device
 from xrlhf.engine.checkpoint import find_checkpoints, is_sharded, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
-from xrlhf.engine.objective_check import check_attributes, check_objective, check_targets
+from xrlhf.engine.objective_check import check_attributes, check_kind_of_data, check_objective, check_targets
 from xrlhf.engine.pinning import pin_revisions
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME, DistributedStrategy, SingleStrategy
 from xrlhf.errors import CheckpointError, ConfigError
 from xrlhf.files import replacing
 from xrlhf.registry import DATASETS, MODELS, TOKENIZERS
+from xrlhf.rl import RewardSource, Rollouts
 
 __all__ = [
     "Parts",
     "build_dataset",
     "build_eval_loader",
+    "build_group_dataset",
     "build_model",
     "build_parts",
+    "build_rewards",
+    "build_rollouts",
     "build_runner",
     "build_tokenizer",
     "build_train_loader",
@@ -48,6 +54,7 @@ __all__ = [
 logger = logging.getLogger("xrlhf")
 
 _MAX_SEED = 2**32 - 1
+_VALIDATES = {False: "GroupValLoop", True: "RewardValLoop"}
 _RUNTIME_SECTIONS = ("default_hooks", "custom_hooks", "log_processor", "visualizer", "log_level", "default_scope")
 
 
@@ -57,8 +64,13 @@ class Parts:
 
     tokenizer: PreTrainedTokenizerBase
     model: nn.Module
-    train_loader: StepLoader
-    val_loader: EvalLoader | None
+    train_loader: StepLoader | PromptLoader
+    val_loader: EvalLoader | PromptEvalLoader | None
+
+    @property
+    def draws_answers(self) -> bool:
+        """Whether the run learns from answers of its own."""
+        return isinstance(self.train_loader, PromptLoader)
 
 
 def section_of(recipe: Config, name: str) -> dict[str, Any]:
@@ -118,12 +130,27 @@ def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Devi
     return model
 
 
-def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
+def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset | PromptDataset:
     """The data set of a recipe's dataloader section (``train_dataloader`` or ``val_dataloader``)."""
     loader = section_of(recipe, section)
     if "dataset" not in loader:
         raise ConfigError(f"{section} has no 'dataset'")
     return DATASETS.build({"type": GroupDataset, **loader["dataset"], "tokenizer": tokenizer})
+
+
+def build_group_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
+    """The same, for who looks at prompts with their answers.
+
+    Raises:
+        ConfigError: The section holds prompts alone.
+    """
+    dataset = build_dataset(recipe, section, tokenizer)
+    if isinstance(dataset, PromptDataset):
+        raise ConfigError(
+            f"{section} of {recipe.filename or 'the recipe'} holds prompts, whose answers are drawn while training "
+            "goes on; `xrlhf train RECIPE --dry-run` says what became of its rows"
+        )
+    return dataset
 
 
 def _loader_options(recipe: Config, section: str, needed: set[str], optional: set[str]) -> dict[str, Any]:
@@ -136,18 +163,26 @@ def _loader_options(recipe: Config, section: str, needed: set[str], optional: se
     return options
 
 
-def build_eval_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> EvalLoader:
+def build_eval_loader(
+    recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None
+) -> EvalLoader | PromptEvalLoader:
     """The validation set of a recipe, this process's share of it."""
     ranks = ranks or Ranks()
-    options = _loader_options(recipe, "val_dataloader", {"token_budget"}, set())
     dataset = build_dataset(recipe, "val_dataloader", tokenizer)
+    if isinstance(dataset, PromptDataset):
+        _loader_options(recipe, "val_dataloader", set(), {"token_budget"})
+        return PromptEvalLoader(dataset, rank=ranks.rank, world_size=ranks.world_size)
+    options = _loader_options(recipe, "val_dataloader", {"token_budget"}, set())
     return EvalLoader(dataset, **options, rank=ranks.rank, world_size=ranks.world_size)
 
 
-def build_train_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> StepLoader:
-    """The training set of a recipe, in steps, of which this process sees its share."""
-    options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
+def build_train_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> StepLoader | PromptLoader:
+    """The training set of a recipe, in steps or rollouts, of which this process sees its share."""
     dataset = build_dataset(recipe, "train_dataloader", tokenizer)
+    if isinstance(dataset, PromptDataset):
+        options = _loader_options(recipe, "train_dataloader", {"prompts_per_rollout", "token_budget"}, {"shuffle"})
+        return PromptLoader(dataset, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+    options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
     return StepLoader(dataset, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
 
 
@@ -157,20 +192,79 @@ def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> P
     train_loader = build_train_loader(recipe, tokenizer, ranks)
     val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
     model = build_model(recipe, tokenizer, device)
+    limit = getattr(model, "max_conversation_length", None)
     for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
-        if loader is not None:
-            check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
-    check_objective(model, "train_dataloader", train_loader.dataset)
-    train_loader.makes_mismatched = getattr(model, "needs_divergence", False)
-    if train_loader.makes_mismatched and train_loader.groups_per_step < 2:
-        raise ConfigError(
-            "the loss puts the answers of a step to each other's prompts and needs two groups or more: set "
-            "train_dataloader.groups_per_step to 2 at least, or estimate_kl=False of the loss"
-        )
-    if val_loader is not None:
+        if loader is None:
+            continue
+        check_kind_of_data(model, section, loader.dataset)
+        if isinstance(loader.dataset, GroupDataset):
+            check_length(section, loader.dataset.encoder.max_length, limit)
+    if isinstance(train_loader, StepLoader):
+        check_objective(model, "train_dataloader", train_loader.dataset)
+        train_loader.makes_mismatched = getattr(model, "needs_divergence", False)
+        if train_loader.makes_mismatched and train_loader.groups_per_step < 2:
+            raise ConfigError(
+                "the loss puts the answers of a step to each other's prompts and needs two groups or more: set "
+                "train_dataloader.groups_per_step to 2 at least, or estimate_kl=False of the loss"
+            )
+    if val_loader is not None and isinstance(val_loader.dataset, GroupDataset):
         check_attributes(model, "val_dataloader", val_loader.dataset)
         check_targets(model, "val_dataloader", val_loader.dataset)
     return Parts(tokenizer, model, train_loader, val_loader)
+
+
+def build_rollouts(recipe: Config, section: str, parts: Parts, device: Device) -> Rollouts:
+    """What draws answers from the model of ``parts``, by the section ``rollouts`` or ``val_rollouts`` of a recipe.
+
+    Raises:
+        ConfigError: Prompts and answers together are longer than the model reads.
+    """
+    options = section_of(recipe, section)
+    rollouts = _made(section, options, policy=parts.model, tokenizer=parts.tokenizer, device=device)
+    limit = getattr(parts.model, "max_conversation_length", None)
+    room = (options.get("sampling") or {}).get("max_new_tokens")
+    longest = parts.train_loader.dataset.max_length if isinstance(parts.train_loader, PromptLoader) else 0
+    if limit is not None and isinstance(room, int) and longest + room > limit:
+        raise ConfigError(
+            f"train_dataloader.dataset.max_length is {longest} and {section}.sampling.max_new_tokens {room}, but the "
+            f"model reads at most {limit} tokens: lower one of them"
+        )
+    return cast(Rollouts, rollouts)
+
+
+def build_rewards(recipe: Config, device: Device) -> RewardSource:
+    """The weighted sum of the rewards that a recipe lists.
+
+    Raises:
+        ConfigError: It lists none, or something that is none.
+    """
+    from xrlhf.rl.rewards import WeightedRewards
+
+    listed = recipe.get("rewards")
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise ConfigError(
+            f"{recipe.filename or 'the recipe'} has no list 'rewards' of what answers are rewarded by, such as "
+            "rewards = [dict(type=RewardModelReward, path=...)]"
+        )
+    return WeightedRewards([_made(f"rewards.{number}", spec, device=device) for number, spec in enumerate(listed)])
+
+
+def _made(where: str, spec: Any, **injected: Any) -> Any:
+    """What a dict with ``type`` names, with those of the builder's arguments that it takes.
+
+    Raises:
+        ConfigError: It is no such dict, or has options that are not taken.
+    """
+    if not isinstance(spec, Mapping) or "type" not in spec:
+        raise ConfigError(f"{where} must be a dict with 'type', got {type(spec).__name__}")
+    kind = find_component(spec["type"]) if isinstance(spec["type"], str) else spec["type"]
+    taken = inspect.signature(kind).parameters
+    options = {name: value for name, value in spec.items() if name != "type"}
+    options |= {name: value for name, value in injected.items() if name in taken}
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check_length(section: str, max_length: int, limit: int | None) -> None:
@@ -275,7 +369,7 @@ def build_runner(
             if parts.val_loader is None
             else {
                 "val_dataloader": parts.val_loader,
-                "val_cfg": recipe.get("val_cfg") or {"type": "xrlhf.engine.loops.GroupValLoop"},
+                "val_cfg": recipe.get("val_cfg") or {"type": f"xrlhf.engine.loops.{_VALIDATES[parts.draws_answers]}"},
                 "val_evaluator": {},
             }
         ),
@@ -292,6 +386,11 @@ def build_runner(
             **{name: recipe[name] for name in _RUNTIME_SECTIONS if name in recipe},
         },
     )
+    if parts.draws_answers:
+        runner.rollouts = build_rollouts(recipe, "rollouts", parts, device)
+        has_own = recipe.get("val_rollouts")
+        runner.val_rollouts = build_rollouts(recipe, "val_rollouts", parts, device) if has_own else runner.rollouts
+        runner.reward_source = build_rewards(recipe, device)
     if ranks.rank == 0:
         remove_leftovers(Path(runner.work_dir))
         _report_data(parts, Path(runner.work_dir))

@@ -9,9 +9,22 @@ from mmengine.config import Config
 from torch import nn
 
 from xrlhf.config.dump import recipe_text
+from xrlhf.config.resolve import find_component
+from xrlhf.data.loader import StepLoader
+from xrlhf.data.prompts import PromptLoader
 from xrlhf.devices import Device, find_device
-from xrlhf.engine.build import build_parts, build_tokenizer, build_train_loader, section_of, strategy_config
+from xrlhf.engine.build import (
+    Parts,
+    build_parts,
+    build_rewards,
+    build_rollouts,
+    build_tokenizer,
+    build_train_loader,
+    section_of,
+    strategy_config,
+)
 from xrlhf.engine.launch import Ranks
+from xrlhf.engine.loops import RLTrainLoop
 from xrlhf.engine.optim import build_optim_wrapper, build_param_schedulers
 from xrlhf.engine.plan import (
     Workload,
@@ -52,12 +65,34 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
         if loader is not None:
             yield from (f"{split}: {line}" for line in loader.dataset.report_lines())
     loop = LOOPS.build({**section_of(recipe, "train_cfg"), "runner": None, "dataloader": parts.train_loader})
+    if isinstance(loop, RLTrainLoop):
+        loop.check_model(parts.model)
+        build_rollouts(recipe, "rollouts", parts, device)
+        if recipe.get("val_rollouts"):
+            build_rollouts(recipe, "val_rollouts", parts, device)
+        build_rewards(recipe, device)
     optim_wrapper = build_optim_wrapper(parts.model, section_of(recipe, "optim_wrapper"))
     build_param_schedulers(recipe.get("param_scheduler"), optim_wrapper, loop.max_iters)
     yield "# ---- model"
     total, trainable = _count(parts.model)
     yield f"{total:,} parameters, {trainable:,} of them trained"
     yield "# ---- steps"
+    yield from _steps(loop, parts, ranks)
+    yield "# ---- memory of one device, at the peak of a step"
+    if isinstance(parts.train_loader, StepLoader) and isinstance(parts.model, (RewardModel, PolicyModel)):
+        yield from _memory(recipe, parts.tokenizer, workload_of(parts.train_loader), strategy, ranks, device)
+    else:
+        yield f"it is planned for a RewardModel or a PolicyModel, and model.type is {type(parts.model).__name__}"
+    yield "nothing was trained"
+
+
+def _steps(loop: Any, parts: Parts, ranks: Ranks) -> Iterator[str]:
+    """How many steps there are, and what they hold."""
+    if isinstance(parts.train_loader, PromptLoader):
+        yield f"{loop.max_iters:,} optimizer steps: {loop.length_line()}"
+        mean = float(parts.train_loader.dataset.num_tokens().mean())
+        yield f"{mean:.1f} tokens in a prompt on average; answers are drawn while the run goes on"
+        return
     groups = loop.max_iters * parts.train_loader.groups_per_step
     dataset = parts.train_loader.dataset
     mean_tokens = float(dataset.num_tokens().mean())
@@ -65,12 +100,6 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
     yield f"{loop.max_iters:,} optimizer steps of {parts.train_loader.groups_per_step} groups: {groups:,} groups"
     yield f"about {groups * mean_tokens:,.0f} tokens to compute, {mean_tokens:.1f} per group"
     yield f"step 1 has {len(plan.micro_batches[0])} micro-batch(es) on each of {ranks.world_size} process(es)"
-    yield "# ---- memory of one device, at the peak of a step"
-    if isinstance(parts.model, (RewardModel, PolicyModel)):
-        yield from _memory(recipe, parts.tokenizer, workload_of(parts.train_loader), strategy, ranks, device)
-    else:
-        yield f"it is planned for a RewardModel or a PolicyModel, and model.type is {type(parts.model).__name__}"
-    yield "nothing was trained"
 
 
 def _memory(
@@ -130,6 +159,10 @@ def plan_run(
     """
     if num_devices < 1:
         raise ConfigError(f"--gpus must be at least 1, got {num_devices}")
+    if _draws_answers(recipe):
+        raise ConfigError(
+            "--gpus plans steps on given answers, and this recipe draws its own: try --dry-run without --gpus"
+        )
     # Refuses what a run would refuse.
     strategy_config(recipe, Ranks(world_size=num_devices, launcher="pytorch"), device)
     on_cpu = is_named and device.type == "cpu"
@@ -170,3 +203,10 @@ def _tokenizer_and_workload(recipe: Config, num_devices: int) -> tuple[Any, Work
 def _count(model: nn.Module) -> tuple[int, int]:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def _draws_answers(recipe: Config) -> bool:
+    """Whether a recipe is one of reinforcement learning."""
+    kind = section_of(recipe, "train_cfg").get("type")
+    kind = find_component(kind) if isinstance(kind, str) else kind
+    return isinstance(kind, type) and issubclass(kind, RLTrainLoop)

@@ -19,6 +19,7 @@ from xrlhf.engine.reference_cache import OneProcess, attach_reference
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.evaluation.batches import evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
+from xrlhf.models.actor_critic import ActorCritic
 from xrlhf.models.causal_lm import causal_lm_from_pretrained
 from xrlhf.models.group_model import build_loss
 from xrlhf.models.heads import head_of_config
@@ -45,6 +46,11 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     """
     if not recipe.get("val_dataloader"):
         raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
+    if resolve(section_of(recipe, "model").get("type")) is ActorCritic:
+        raise ConfigError(
+            f"{recipe.filename} is validated by answers that its policy draws, while it trains: convert the checkpoint "
+            "(xrlhf convert pth_to_hf) and have it answer held-out prompts"
+        )
     tokenizer = build_tokenizer(recipe)
     is_directory = Path(checkpoint).is_dir() and not is_sharded(Path(checkpoint))
     if is_directory and resolve(section_of(recipe, "model").get("type")) is PolicyModel:

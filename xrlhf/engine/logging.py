@@ -19,7 +19,7 @@ from xrlhf.registry import LOG_PROCESSORS
 
 __all__ = ["StepLogProcessor", "check_log_level", "join_loggers", "log_traceback", "start_logging"]
 
-_CURRENT = ("lr", "memory", "num_skipped")
+_CURRENT = ("lr", "memory", "num_skipped", "num_stopped_early")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.packing import pack
+from xrlhf.data.prompts import PromptDataset
 from xrlhf.errors import ConfigError
 from xrlhf.losses.objective import Objective
+from xrlhf.models.actor_critic import ActorCritic
 from xrlhf.models.policy_model import PolicyModel
 
-__all__ = ["check_attributes", "check_objective", "check_targets"]
+__all__ = ["check_attributes", "check_kind_of_data", "check_objective", "check_targets"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -31,6 +33,22 @@ def check_attributes(model: Any, section: str, dataset: GroupDataset) -> None:
         raise ConfigError(
             f"{section}.dataset.attributes is {dataset.encoder.attributes!r}, but the head of the model predicts "
             f"{predicted!r}: set {section}.dataset.attributes to the same names in the same order"
+        )
+
+
+def check_kind_of_data(model: Any, section: str, dataset: GroupDataset | PromptDataset) -> None:
+    """Refuse prompts for a model that learns from given answers, and given answers for one that draws its own.
+
+    Raises:
+        ConfigError: The two do not fit.
+    """
+    draws, are_prompts = isinstance(model, ActorCritic), isinstance(dataset, PromptDataset)
+    if draws and not are_prompts:
+        raise ConfigError(f"an ActorCritic draws its own answers: set {section}.dataset.type to PromptDataset")
+    if are_prompts and not draws:
+        raise ConfigError(
+            f"{section}.dataset holds prompts alone, and a {type(model).__name__} learns from given answers: set "
+            "model.type to ActorCritic, or the data set's to GroupDataset"
         )
 
 

@@ -22,6 +22,7 @@ from xrlhf.engine.reference_cache import attach_reference
 from xrlhf.engine.stopping import StopRequest
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.errors import CheckpointError
+from xrlhf.rl import RewardSource, Rollouts
 
 __all__ = ["GroupRunner"]
 
@@ -52,6 +53,10 @@ class GroupRunner(FlexibleRunner):
     param_schedulers: Any
     _train_loop: Any
     _val_loop: Any
+    rollouts: Rollouts
+    """Draws answers; what trains on given data has none."""
+    val_rollouts: Rollouts
+    reward_source: RewardSource
 
     @property
     def was_stopped(self) -> bool:
@@ -139,6 +144,7 @@ class GroupRunner(FlexibleRunner):
                     "cannot go on. Use the same value, or --load-from to start a new run from these weights"
                 )
         loop.resume_at(meta["step"])
+        loop.load_training_state(checkpoint, str(path))
         logger.info("resumed from %s at step %d of %d", path, meta["step"], loop.max_iters)
         if meta["world_size"] != self.world_size:
             logger.info(
@@ -163,12 +169,10 @@ class GroupRunner(FlexibleRunner):
         loop: GroupTrainLoop = self.train_loop
         sizes = [(p.numel(), p.requires_grad) for p in self.strategy.module.parameters()]
         logger.info(
-            "%s parameters, %s of them trained; %s steps of %d groups, %s groups in the data; files go to %s",
+            "%s parameters, %s of them trained; %s; files go to %s",
             f"{sum(size for size, _ in sizes):,}",
             f"{sum(size for size, is_trained in sizes if is_trained):,}",
-            f"{loop.max_iters:,}",
-            loop.dataloader.groups_per_step,
-            f"{len(loop.dataloader.dataset):,}",
+            loop.length_line(),
             self.work_dir,
         )
         if loop.iter >= loop.max_iters:
@@ -190,7 +194,8 @@ class GroupRunner(FlexibleRunner):
     def save_training_state(self, path: Path, step: int) -> None:
         """Begin to save everything that going on after ``step`` steps needs; the strategy's to finish."""
         meta = {"step": step, "recipe": recipe_text(self.cfg), **self._data_order}
-        self.strategy.save_checkpoint(str(path), extra_ckpt={"meta": meta}, overlap=True)
+        extra = {"meta": meta, **self.train_loop.training_state(step)}
+        self.strategy.save_checkpoint(str(path), extra_ckpt=extra, overlap=True)
 
     def dump_config(self) -> None:
         """Write the resolved recipe into the run's directory; a recipe that lies there itself is not overwritten."""

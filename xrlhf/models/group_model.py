@@ -26,7 +26,7 @@ from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import LOSSES, MODELS
 from xrlhf.structures import PackedBatch
 
-__all__ = ["GroupModel", "build_backbone", "build_loss"]
+__all__ = ["GroupModel", "build_backbone", "build_loss", "compile_layers", "enable_checkpointing"]
 
 
 class GroupModel(nn.Module):
@@ -92,11 +92,7 @@ class GroupModel(nn.Module):
             backbone.set_attn_implementation(segment_attention)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            if not backbone.supports_gradient_checkpointing:
-                raise ModelError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out")
-            # Later versions of transformers 5 renamed it.
-            enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            enable_checkpointing(backbone)
         elif activation_offload:
             raise ModelError(
                 "activation_offload moves what gradient checkpointing keeps: set gradient_checkpointing=True beside it"
@@ -110,7 +106,7 @@ class GroupModel(nn.Module):
             backbone if lora is None else add_lora(backbone, kept_layers, lora, task, new_token_ids(tokenizer))
         )
         if compile:
-            _compile_layers(self.hf_model, "inductor" if compile is True else compile, dynamic=not static_shapes)
+            compile_layers(self.hf_model, "inductor" if compile is True else compile, dynamic=not static_shapes)
 
     @property
     def hf_model(self) -> PreTrainedModel:
@@ -213,6 +209,19 @@ def build_loss(spec: Any) -> nn.Module:
     return LOSSES.build(dict(spec)) if isinstance(spec, Mapping) else spec
 
 
+def enable_checkpointing(backbone: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass.
+
+    Raises:
+        ModelError: The architecture cannot.
+    """
+    if not backbone.supports_gradient_checkpointing:
+        raise ModelError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out")
+    # Later versions of transformers 5 renamed it.
+    enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+
+
 def new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Ids of the tokens that the project added and that are read: padding is not."""
     if tokenizer is None:
@@ -221,7 +230,7 @@ def new_token_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in new_tokens]
 
 
-def _compile_layers(model: PreTrainedModel, backend: str, dynamic: bool) -> None:
+def compile_layers(model: PreTrainedModel, backend: str, dynamic: bool) -> None:
     """Compile every layer in its place, so that all of them share one program and no name changes."""
     layers = decoder_layers(model)
     if not layers:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from xrlhf.errors import ModelError, error_line
 from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.shapes import are_shapes_alone
-from xrlhf.ops.log_probs import chosen_log_probs
+from xrlhf.ops.log_probs import chosen_log_probs, token_entropies
 
 __all__ = ["ChoosingLinear", "choosing_output_layer"]
 
@@ -20,7 +20,7 @@ _LOW_PRECISION_TOLERANCE = 0.1
 
 
 class ChoosingLinear(nn.Linear):
-    """An output layer that gives all logits, or the log-probabilities of tokens that it is told.
+    """An output layer that gives all logits, the log-probabilities of tokens that it is told, or entropies.
 
     It is called as a module either way, so that whatever a strategy hangs on it (weights that have to be fetched
     first) happens as in any forward pass.
@@ -35,9 +35,13 @@ class ChoosingLinear(nn.Linear):
     softcap: float | None = None
     dtype: torch.dtype = torch.float32
 
-    def forward(self, hidden: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, chosen: Tensor | None = None, entropy: bool = False) -> Tensor:
         """Logits of (..., H), which the model scales and caps itself; or of states (N, H) the log-probability of (N,)
-        ``chosen`` tokens, float32, scaled and capped."""
+        ``chosen`` tokens, or the ``entropy`` of each distribution, (N,), float32, scaled and capped."""
+        if entropy:
+            return token_entropies(
+                hidden, self.weight, bias=self.bias, scale=self.scale, softcap=self.softcap, dtype=self.dtype
+            )
         if chosen is None:
             return super().forward(hidden)
         return chosen_log_probs(

@@ -89,12 +89,9 @@ class PolicyModel(GroupModel):
     ) -> None:
         model = build_backbone(backbone, tokenizer)
         built = None if loss is None else build_loss(loss)
-        if built is not None and not isinstance(built, PolicyLoss):
-            raise ConfigError(
-                f"{type(built).__name__} is a loss on scores, which trains a RewardModel; a policy takes one of "
-                "xrlhf.losses.policy, such as LanguageModelLoss or DPOLoss"
-            )
-        kind = _kind_of_reference(reference, built, uses_lora=lora is not None)
+        if built is not None:
+            self._check_loss(built)
+        kind = self._kind_of_reference(reference, built, uses_lora=lora is not None)
         # Made before adapters are added and before anything is trained.
         self_digest = _digest(model) if kind == "cached" and not are_shapes_alone() else ""
         frozen = _frozen_reference(kind, model, tokenizer)
@@ -144,6 +141,22 @@ class PolicyModel(GroupModel):
             # What was found of the policy holds for its copy; packing still makes the last layer shorter.
             return "padded" if self.layout == "padded" else choose_layout(reference, output_layer, layout="packed")
         return choose_layout(reference, output_layer, layout=asked, static_shapes=self.static_shapes)
+
+    @classmethod
+    def _check_loss(cls, loss: nn.Module) -> None:
+        """Refuse a loss that this kind of model is not trained with."""
+        if not isinstance(loss, PolicyLoss):
+            raise ConfigError(
+                f"{type(loss).__name__} is a loss on scores, which trains a RewardModel; a policy takes one of "
+                "xrlhf.losses.policy, such as LanguageModelLoss or DPOLoss"
+            )
+
+    @classmethod
+    def _kind_of_reference(
+        cls, asked: Any, loss: nn.Module | None, *, uses_lora: bool
+    ) -> str | Mapping[str, Any] | None:
+        """What the reference is going to be; None where nothing reads one."""
+        return _kind_of_reference(asked, loss, uses_lora=uses_lora)
 
     def transformers_models(self) -> Iterator[PreTrainedModel]:
         yield self.hf_model
@@ -224,24 +237,33 @@ class PolicyModel(GroupModel):
             model.train(was_training)
 
     def _of_model(self, model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        return self._log_probs_at(model, batch, self._source_states(model, batch))
+
+    def _log_probs_at(self, model: PreTrainedModel, batch: PackedBatch, states: Tensor) -> Tensor:
+        """(N,) float32, what the output layer gives the target tokens, from the states before them."""
+        assert batch.target_index is not None
+        chosen = batch.input_ids[0, batch.target_index]
+        more = len(states) - len(chosen)
+        output_layer = cast(nn.Module, model.get_output_embeddings())
+        found = output_layer(states, chosen=nn.functional.pad(chosen, (0, more)) if more else chosen)
+        return cast(Tensor, found[: len(chosen)])
+
+    def _source_states(self, model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """(N, H), the state of the token before each target token; more behind them on a device of static shapes."""
         if batch.target_index is None or batch.target_source is None:
             raise ModelError("the data does not say which tokens are to be learnt: set targets='answer' of the dataset")
-        device, num_targets = batch.input_ids.device, len(batch.target_index)
-        chosen = batch.input_ids[0, batch.target_index]
         # Responses of one group begin with different tokens after the same one.
         read, place = _unique_tokens(batch.target_source)
         if self.static_shapes:
-            more = next_size(max(1, num_targets)) - num_targets
-            place, chosen = np.pad(place, (0, more)), nn.functional.pad(chosen, (0, more))
+            place = np.pad(place, (0, next_size(max(1, len(place))) - len(place)))
+        device = batch.input_ids.device
         with self.computing(device):
             if (self.reference_layout if model is self.reference else self.layout) == "packed":
                 index = torch.from_numpy(read).to(device)
                 states = packed_row(model, batch, index)[index]
             else:
                 states = self.states_of_padded_rows(model, batch, read)
-        output_layer = cast(nn.Module, model.get_output_embeddings())
-        of_targets = output_layer(states[torch.from_numpy(place).to(device)], chosen=chosen)
-        return cast(Tensor, of_targets[:num_targets])
+        return states[torch.from_numpy(place).to(device)]
 
     def logps(self, batch: PackedBatch, token_log_probs: Tensor) -> ResponseLogps:
         """Sums over the target tokens of each response."""

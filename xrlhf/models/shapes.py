@@ -73,7 +73,7 @@ def batch_on_paper(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
     batch may be given them.
     """
     columns = {column.name: getattr(batch.segments, column.name) for column in fields(SegmentLayout)}
-    tensors = {
+    tensors: dict[str, Any] = {
         column.name: mode.from_tensor(value)
         for column in fields(batch)
         # Which states are read decides on shapes, so that column is read on the host and keeps its values.

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["chosen_log_probs", "most_bytes_held"]
+__all__ = ["chosen_log_probs", "most_bytes_held", "token_entropies"]
 
 _CHUNK_BYTES = 1 << 26
 """Most bytes of one chunk's float32 logits."""
@@ -60,6 +61,41 @@ def most_bytes_held(num_tokens: int, vocab_size: int) -> int:
     whole = 4 * num_tokens * vocab_size
     # Logits of a chunk and their gradient, beside what is kept of all.
     return (whole if whole <= _KEPT_BYTES else 0) + 2 * min(whole, _CHUNK_BYTES)
+
+
+def token_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Entropy of the distribution over the whole vocabulary behind each state, in nats.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H), the output layer's.
+        bias: As in :func:`chosen_log_probs`, like all that follow.
+        scale: As there.
+        softcap: As there.
+        dtype: As there.
+
+    Returns:
+        (N,) float32; logits are computed again in the backward pass.
+    """
+
+    def entropy_of(states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            logits = _logits(states, weight, bias, scale, dtype)
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            log_probs = logits.log_softmax(dim=1)
+            return -(log_probs.exp() * log_probs).sum(dim=1)
+
+    found = [checkpoint(entropy_of, hidden[part], use_reentrant=False) for part in _chunks(hidden, weight)]
+    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
 
 
 class _ChosenLogProbs(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -115,7 +115,7 @@ class GroupTrainLoop(BaseLoop):
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
-        for batches in self.dataloader.steps(self._iter, self._max_steps):
+        for batches in self.steps():
             runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batches)
             outputs = self.run_step(batches)
             runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=batches, outputs=outputs)
@@ -129,6 +129,22 @@ class GroupTrainLoop(BaseLoop):
         runner.call_hook("after_train")
         return runner.model
 
+    def steps(self) -> Iterator[StepBatches]:
+        """The steps that are left, in order."""
+        return self.dataloader.steps(self._iter, self._max_steps)
+
+    def training_state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after ``step`` steps has to hold beside the step's number: tensors and plain values."""
+        return {}
+
+    def load_training_state(self, checkpoint: Mapping[str, Any], origin: str) -> None:
+        """Take up what :meth:`training_state` gave; the loop knows the step already."""
+
+    def length_line(self) -> str:
+        """How long the run is, for its log."""
+        groups, in_data = self.dataloader.groups_per_step, len(self.dataloader.dataset)
+        return f"{self.max_iters:,} steps of {groups} groups, {in_data:,} groups in the data"
+
     def _validates_now(self) -> bool:
         if self._iter == self._max_steps:
             return True
@@ -141,6 +157,7 @@ class GroupTrainLoop(BaseLoop):
         device = strategy.device
         device.seed_all(derive_key(strategy.seed, "step", batches.step, strategy.rank) >> 1)
         sums: dict[str, torch.Tensor] = {}
+        largest: dict[str, torch.Tensor] = {}
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         num_units = batches.num_units(getattr(strategy.module, "unit", "groups"))
         divergence = self._divergence(batches)
@@ -154,14 +171,26 @@ class GroupTrainLoop(BaseLoop):
             losses.append((batch.group_ids, output.group_losses))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
+            for name, value in output.largest.items():
+                largest[name] = torch.maximum(largest[name], value) if name in largest else value
         was_asked = float(self.stop_request is not None and self.stop_request.is_made)
         counts = torch.tensor([batches.num_tokens, self._flops_of(batches), was_asked], device=device.torch_device)
         sums["num_tokens"], sums["num_flops"], sums["num_asked_to_stop"] = counts.unbind()
-        totals = strategy.sum_over_ranks(torch.stack([value.float() for value in sums.values()]))
+        own = [value.float() for value in sums.values()]
+        for value in largest.values():
+            # A place for every rank: their sum holds the values of all.
+            of_ranks = torch.zeros(strategy.world_size, device=device.torch_device)
+            of_ranks[strategy.rank] = value
+            own += of_ranks.unbind()
+        totals = strategy.sum_over_ranks(torch.stack(own))
         grad_norm = strategy.clip_gradients()
         # The only wait for the device in a step: everything the log and the check need comes in one transfer.
         *values, norm = torch.cat([totals, grad_norm.reshape(1).to(totals)]).tolist()
-        total = dict(zip(sums, values, strict=True))
+        total = dict(zip(sums, values[: len(sums)], strict=True))
+        of_all = [
+            values[start : start + strategy.world_size] for start in range(len(sums), len(values), strategy.world_size)
+        ]
+        maxima = {name: max(found) for name, found in zip(largest, of_all, strict=True)}
         is_finite = math.isfinite(norm)
         if not math.isfinite(total["loss"]) or not (is_finite or strategy.survives_overflow):
             raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / num_units, norm))
@@ -180,6 +209,7 @@ class GroupTrainLoop(BaseLoop):
             "loss": total.pop("loss") / num_units,
             **metric_means(total, batches.num_groups),
             **({} if divergence is None else {"kl": divergence.item()}),
+            **maxima,
             "num_samples": float(batches.num_groups),
             "num_tokens": num_tokens,
             "grad_norm": norm,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from mmengine.runner import BaseLoop
 
 from xrlhf.data.loader import EvalLoader
+from xrlhf.data.prompts import PromptEvalLoader
+from xrlhf.engine.rollout import draw_and_reward, prompt_rows
+from xrlhf.errors import ConfigError
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
 from xrlhf.registry import LOOPS
 
-__all__ = ["GroupValLoop", "LossValLoop"]
+__all__ = ["GroupValLoop", "LossValLoop", "RewardValLoop"]
 
 
 class _ValLoop(BaseLoop):
@@ -78,3 +82,43 @@ class LossValLoop(_ValLoop):
         own = SetLoss()
         own.add(strategy.module, self.dataloader, strategy.device, strategy.model, strategy.sum_over_ranks)
         return SetLoss.of_all(strategy.gather_objects(own.sums)).compute()
+
+
+@LOOPS.register_module()
+class RewardValLoop(_ValLoop):
+    """The mean reward of answers to held-out prompts: for reinforcement learning.
+
+    Answers are drawn by the recipe's ``val_rollouts``, or as in training where it has none; always with the same
+    random numbers, so that validations differ by the policy alone.
+
+    Args:
+        runner: The runner, with its ``val_rollouts`` and ``reward_source``.
+        dataloader: The prompts.
+        evaluator: Unused; mmengine hands one to every validation loop.
+        num_answers: Answers to each prompt.
+
+    Raises:
+        ConfigError: ``num_answers`` is below 1.
+    """
+
+    def __init__(self, runner: Any, dataloader: PromptEvalLoader, evaluator: Any = None, num_answers: int = 1) -> None:
+        super().__init__(runner, dataloader)  # type: ignore[arg-type]
+        if num_answers < 1:
+            raise ConfigError(f"RewardValLoop: num_answers must be at least 1, got {num_answers}")
+        self.num_answers = num_answers
+
+    def _metrics(self, strategy: Any) -> dict[str, float]:
+        runner, dataset = self.runner, self.dataloader.dataset
+        rows = prompt_rows(dataset, range(len(dataset)))
+        drawn = draw_and_reward(
+            strategy, runner.val_rollouts, runner.reward_source, rows, self.num_answers, strategy.seed
+        )
+        answers = [sample for samples in drawn.samples for sample in samples]
+        counted = ~np.isnan(drawn.rewards)
+        means = {"reward": float(drawn.rewards[counted].mean())} if counted.any() else {}
+        return {
+            **means,
+            "answer_length": float(np.mean([len(answer.ids) for answer in answers])),
+            "end_share": float(np.mean([answer.ending == "stop" for answer in answers])),
+            "num_answers": float(len(answers)),
+        }

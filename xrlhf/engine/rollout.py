@@ -1,0 +1,163 @@
+"""A rollout on all processes: each draws and rewards its share, and all of them know everything of it afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from xrlhf.data.packing import pack
+from xrlhf.data.permutation import derive_key
+from xrlhf.data.plan import deal
+from xrlhf.data.prompts import PromptDataset, PromptLoader
+from xrlhf.errors import RewardError
+from xrlhf.rl.experience import Appraiser, Experience, drawn_group
+from xrlhf.rl.samples import PromptRow, RewardSource, Rollouts, Sample
+from xrlhf.structures import TokenizedGroup
+
+__all__ = ["Drawn", "RolloutMaker", "draw_and_reward", "prompt_rows"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Answers and rewards of some prompts, in the order in which they were asked for.
+
+    Args:
+        rows: P prompts.
+        samples: K answers to each.
+        rewards: (P, K) float64, NaN where no source said anything.
+        seconds: What took how long on the slowest process, by the names that the log shows.
+    """
+
+    rows: list[PromptRow]
+    samples: list[list[Sample]]
+    rewards: np.ndarray
+    seconds: dict[str, float]
+
+
+def prompt_rows(dataset: PromptDataset, positions: Sequence[int] | np.ndarray) -> list[PromptRow]:
+    """The prompts at some positions of a data set, as rollouts and rewards take them."""
+    return [
+        PromptRow(prompt.prompt, prompt.ids, int(position), prompt.meta)
+        for position in positions
+        for prompt in [dataset[int(position)]]
+    ]
+
+
+def draw_and_reward(
+    strategy: Any, rollouts: Rollouts, rewards: RewardSource, rows: list[PromptRow], k: int, key: int
+) -> Drawn:
+    """Draw and reward answers, every process those of its share of the prompts; all know all of them afterwards.
+
+    Raises:
+        RewardError: Rewards failed on a process; it is raised on all of them.
+    """
+    mine = range(strategy.rank, len(rows), strategy.world_size)
+    own = [rows[position] for position in mine]
+    began = time.perf_counter()
+    samples = rollouts.sample(own, k, key=key) if own else []
+    drawn = time.perf_counter()
+    problem: str | None = None
+    found = np.empty((0, k))
+    try:
+        if own:
+            found = np.asarray(rewards.rewards(own, samples), dtype=np.float64)
+    except RewardError as error:
+        problem = str(error)
+    seconds = {"seconds_rollout": drawn - began, "seconds_reward": time.perf_counter() - drawn}
+    everyone = strategy.gather_objects((problem, samples, found, seconds))
+    if problems := [of_rank[0] for of_rank in everyone if of_rank[0] is not None]:
+        raise RewardError(problems[0])
+    all_samples: list[list[Sample]] = [[] for _ in rows]
+    all_rewards = np.full((len(rows), k), np.nan)
+    for rank, (_, of_rank, given, _) in enumerate(everyone):
+        for position, answers, row in zip(range(rank, len(rows), strategy.world_size), of_rank, given, strict=True):
+            all_samples[position], all_rewards[position] = answers, row
+    slowest = {name: max(of_rank[3][name] for of_rank in everyone) for name in seconds}
+    return Drawn(rows, all_samples, all_rewards, slowest)
+
+
+class RolloutMaker:
+    """Makes what is learnt from, rollout by rollout.
+
+    Args:
+        strategy: The strategy, prepared.
+        loader: Which prompts a rollout holds.
+        rollouts: Draws answers.
+        rewards: Rewards them.
+        appraiser: Makes advantages of that.
+        num_answers: Answers to each prompt.
+
+    Attributes:
+        drawn: The answers of the last rollout, for whoever wants to look at them.
+    """
+
+    def __init__(
+        self,
+        strategy: Any,
+        loader: PromptLoader,
+        rollouts: Rollouts,
+        rewards: RewardSource,
+        appraiser: Appraiser,
+        num_answers: int,
+    ) -> None:
+        self.strategy = strategy
+        self.loader = loader
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.appraiser = appraiser
+        self.num_answers = num_answers
+        self.drawn: Drawn | None = None
+
+    def make(self, number: int) -> Experience:
+        """Draw, reward and appraise rollout ``number``.
+
+        Raises:
+            RewardError: A source of rewards failed.
+        """
+        strategy = self.strategy
+        rows = prompt_rows(self.loader.dataset, self.loader.prompt_ids(number))
+        key = derive_key(strategy.seed, "rollout", number) >> 1
+        self.drawn = drawn = draw_and_reward(strategy, self.rollouts, self.rewards, rows, self.num_answers, key)
+        began = time.perf_counter()
+        groups = [drawn_group(row, samples) for row, samples in zip(rows, drawn.samples, strict=True)]
+        values = self._token_values(groups)
+        experience = self.appraiser.appraise(number, groups, drawn.samples, drawn.rewards, values)
+        seconds = {**drawn.seconds, "seconds_log_probs": time.perf_counter() - began}
+        return Experience(number, experience.groups, {**experience.metrics, **seconds})
+
+    def _token_values(self, groups: Sequence[TokenizedGroup]) -> list[Mapping[str, np.ndarray]]:
+        """What policy, critic and reference say of the tokens of each group; every process computes a share."""
+        strategy = self.strategy
+        lengths = np.array([group.num_tokens for group in groups])
+        plan = deal(
+            np.arange(len(groups)),
+            lengths,
+            world_size=strategy.world_size,
+            token_budget=self.loader.token_budget,
+        )
+        was_training = strategy.module.training
+        strategy.module.eval()
+        found: dict[int, Mapping[str, np.ndarray]] = {}
+        try:
+            for micro_batch in plan.micro_batches[strategy.rank]:
+                members = [int(position) for position in micro_batch.group_ids]
+                batch = pack([groups[position] for position in members], weights=micro_batch.weights)
+                with torch.no_grad():
+                    values = strategy.model(batch.to(strategy.device.torch_device), mode="rollout")
+                strategy.device.mark_step()
+                on_host = {name: of.float().cpu().numpy() for name, of in values.items()}
+                ends = np.cumsum([sum(len(ids) for ids in groups[position].response_ids) for position in members])
+                parts = {name: np.split(of, ends[:-1]) for name, of in on_host.items()}
+                if micro_batch.weights.any():
+                    found |= {p: {name: of[i] for name, of in parts.items()} for i, p in enumerate(members)}
+        finally:
+            strategy.module.train(was_training)
+        everywhere: dict[int, Mapping[str, np.ndarray]] = {}
+        for of_rank in strategy.gather_objects(found):
+            everywhere |= of_rank
+        return [everywhere[position] for position in range(len(groups))]
