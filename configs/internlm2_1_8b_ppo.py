@@ -48,6 +48,7 @@ kl_coef = 0.05
 target_kl = 0.1
 no_end_penalty = 1.0
 lr = 1e-6
+critic_lr = 5e-6
 warmup_share = 0.05
 max_grad_norm = 1.0
 precision = "bfloat16"
@@ -98,6 +99,7 @@ rewards = [dict(type=RewardModelReward, path=reward_model, dtype="bfloat16")]
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     max_grad_norm=max_grad_norm,
+    lr_by_part=dict(critic=critic_lr),
 )
 param_scheduler = [dict(type=LinearLR, start_factor=0.01, begin=0.0, end=warmup_share)]
 train_cfg = dict(

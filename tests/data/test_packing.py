@@ -102,10 +102,13 @@ def test_types_are_what_the_model_takes() -> None:
         attributes=np.zeros((1, 2), dtype=np.float32),
         is_target=np.array([False, True]),
         reference_logps=np.zeros(1, dtype=np.float32),
+        token_values={"advantages": np.zeros(1)},
     )
     batch = pack([one], group_ids=np.array([3], dtype=np.int32), weights=[0])
+    assert batch.token_values is not None
+    assert batch.token_values["advantages"].dtype is torch.float32
     # How far the policy is from its reference is known by the step alone.
-    others = ("segments", "divergence")
+    others = ("segments", "divergence", "token_values")
     types = {f.name: getattr(batch, f.name).dtype for f in dataclasses.fields(PackedBatch) if f.name not in others}
     assert types == {
         "input_ids": torch.int64,
@@ -140,6 +143,26 @@ def test_targets_what_predicts_them_and_whose_they_are() -> None:
     assert found == [(2, 1, 0), (3, 1, 1), (4, 3, 1), (6, 5, 5), (7, 6, 2), (8, 6, 3)]
     values = torch.tensor([10.0 * index for index in batch.target_index.tolist()])
     assert batch.sum_over_responses(values).tolist() == [[20.0, 70.0], [130.0, 140.0]]
+
+
+def test_values_of_tokens_stand_in_the_order_of_the_targets() -> None:
+    """Groups [5 | 7 | 8 9] and [4 | 3], all response tokens targets: 4 values, those of the first group first."""
+    groups = [
+        dataclasses.replace(
+            group(prompt, *responses),
+            is_target=np.arange(1 + sum(map(len, responses))) >= 1,
+            token_values={"a": np.array(values), "b": -np.array(values)},
+        )
+        for prompt, responses, values in (([5], ([7], [8, 9]), [0.5, 1.5, 2.5]), ([4], ([3],), [3.5]))
+    ]
+    batch = pack(groups).to("cpu")
+    assert batch.token_values is not None
+    assert batch.token_values["a"].tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert batch.token_values["b"].tolist() == [-0.5, -1.5, -2.5, -3.5]
+    assert pack([groups[0], dataclasses.replace(groups[1], token_values=None)]).token_values is None
+    short = dataclasses.replace(groups[1], token_values={"a": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"^groups\[1\] has 1 target tokens and 2 values 'a'$"):
+        pack([groups[0], short])
 
 
 def test_targets_of_all_groups_or_of_none() -> None:

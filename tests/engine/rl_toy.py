@@ -16,7 +16,6 @@ from xrlhf.data.permutation import derive_key
 from xrlhf.data.plan import GroupStream
 from xrlhf.data.prompts import EncodedPrompt, PromptLoader
 from xrlhf.devices import CpuDevice
-from xrlhf.engine.checkpoint import load_checkpoint
 from xrlhf.engine.loops import RLTrainLoop
 from xrlhf.engine.strategies import SingleStrategy
 from xrlhf.losses.policy_gradient import PolicyGradientLoss
@@ -190,10 +189,6 @@ def resume(runner: SimpleNamespace, path: Path) -> None:
     checkpoint = runner.strategy.resume(str(path))
     runner.loop.resume_at(checkpoint["meta"]["step"])
     runner.loop.load_training_state(checkpoint, str(path))
-
-
-def weights_at(path: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path)["state_dict"]
 
 
 def steps(runner: SimpleNamespace, number: int) -> list[dict[str, float]]:

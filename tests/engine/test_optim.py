@@ -40,6 +40,17 @@ def test_everything_decays_if_asked() -> None:
     assert sum(len(group["params"]) for group in wrapper.optimizer.param_groups) == 5
 
 
+def test_a_part_has_a_learning_rate_of_its_own() -> None:
+    sgd = {"type": SGD, "lr": 0.1, "weight_decay": 0.5}
+    wrapper = build_optim_wrapper(model(), {"optimizer": sgd, "lr_by_part": {"2": 0.2}})
+    groups = [(group["lr"], group["weight_decay"], len(group["params"])) for group in wrapper.optimizer.param_groups]
+    assert groups == [(0.1, 0.0, 3), (0.2, 0.5, 1), (0.2, 0.0, 1)]
+    with pytest.raises(ConfigError, match=r"^optim_wrapper\.lr_by_part: the model has no trainable part called 'x'$"):
+        build_optim_wrapper(model(), {"optimizer": sgd, "lr_by_part": {"x": 0.2}})
+    with pytest.raises(ConfigError, match=r"^optim_wrapper\.lr_by_part\.0 must be a number above 0, got 0$"):
+        build_optim_wrapper(model(), {"optimizer": sgd, "lr_by_part": {"0": 0}})
+
+
 def test_a_model_of_vectors_only() -> None:
     wrapper = build_optim_wrapper(nn.LayerNorm(3), {"optimizer": {"type": SGD, "lr": 1.0, "weight_decay": 0.1}})
     assert [group["weight_decay"] for group in wrapper.optimizer.param_groups] == [0.0]
@@ -53,7 +64,7 @@ def test_nothing_to_train() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, r"optim_wrapper takes optimizer, max_grad_norm and decay_all, got $"),
+        ({}, r"optim_wrapper takes optimizer, max_grad_norm, decay_all and lr_by_part, got $"),
         ({"optimizer": {"type": SGD, "lr": 1.0}, "clip_grad": {}}, r"takes optimizer, .*, got clip_grad, optimizer"),
         ({"optimizer": {"lr": 1.0}}, r"optim_wrapper\.optimizer: .*type"),
         ({"optimizer": {"type": SGD, "lr": 1.0, "betas": (0.9, 0.9)}}, r"optim_wrapper\.optimizer: .*betas"),

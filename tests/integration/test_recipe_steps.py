@@ -25,6 +25,7 @@ from xrlhf.cli.options import INJECTED
 from xrlhf.config import check_recipe, find_recipe, list_recipes, load_recipe
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.build import build_runner, build_tokenizer
+from xrlhf.models import backbone_from_config
 from xrlhf.models.internlm2 import register_internlm2
 
 ROWS = 24
@@ -93,6 +94,7 @@ LAYOUTS: dict[str, Callable[[int], dict[str, Any]]] = {
         "prompt_id": str(i),
         "messages": [*messages(i, True), *messages(i + 1, True)],
     },
+    "openai/gsm8k": lambda i: {"question": ask(i), "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"},
     "mlabonne/orpo-dpo-mix-40k": lambda i: {
         "source": "sums",
         "chosen": messages(i, True),
@@ -141,6 +143,13 @@ STAND_INS = {
 }
 
 ON_THE_HUB = [name for name in list_recipes() if not name.startswith("tiny_") and name != "own_data_reward"]
+REINFORCED = {
+    "llama2_7b_ppo_lora": "meta-llama/Llama-2-7b-chat-hf",
+    "internlm2_1_8b_ppo": "internlm/internlm2-chat-1_8b-sft",
+    "qwen3_1_7b_grpo_gsm8k": "Qwen/Qwen3-1.7B",
+}
+"""Recipes that draw their own answers, and what their policy comes from."""
+ON_THE_HUB = [name for name in ON_THE_HUB if name not in REINFORCED]
 REWARDS = [name for name in ON_THE_HUB if "reward" in name.split("_")]
 POLICIES = [name for name in ON_THE_HUB if name not in REWARDS]
 
@@ -195,7 +204,8 @@ def shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], A
 def test_every_recipe_of_the_hub_has_its_stand_ins() -> None:
     recipes = [load_recipe(find_recipe(name)) for name in ON_THE_HUB]
     assert {base_of(recipe) for recipe in recipes} == STAND_INS.keys()
-    assert {recipe.data_path for recipe in recipes} == LAYOUTS.keys()
+    drawn = [load_recipe(find_recipe(name)) for name in REINFORCED]
+    assert {recipe.data_path for recipe in (*recipes, *drawn)} == LAYOUTS.keys()
 
 
 @dataclass(frozen=True)
@@ -278,6 +288,53 @@ def test_a_policy_steps(name: str, shrunk: Callable[[str], Any]) -> None:
     rendered = steps.tokenizer.apply_chat_template(messages(1, True), tokenize=False)
     assert rendered.partition(say(1, True))[2].strip() in learnt
     assert "plus" not in learnt
+
+
+@pytest.mark.usefixtures("package_logger")
+@pytest.mark.parametrize("name", REINFORCED)
+def test_reinforcement_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of every rollout has ratios of 1; the reference stays."""
+    monkeypatch.setenv("XRLHF_CACHE", str(tmp_path / "tables"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    save_stand_in(REINFORCED[name], tmp_path / "model")
+    save_reward_stand_in(REINFORCED[name], tmp_path / "reward")
+    file = find_recipe(name)
+    shipped = load_recipe(file)
+    save_rows(shipped, tmp_path / "rows")
+    base = "pretrained" if "pretrained" in shipped else "pretrained_model_name_or_path"
+    options = [f"{base}={tmp_path / 'model'}", f"data_path={tmp_path / 'rows'}", f"work_dir={tmp_path / name}"]
+    options += ["prompts_per_rollout=4", "max_new_tokens=6", "default_hooks.logger.interval=1"]
+    options += ["train_cfg.max_rollouts=1", "train_cfg.max_epochs=None", "precision=float32"]
+    sections = ("train_dataloader", "val_dataloader")
+    options += [f"{section}.dataset.fold.count=3" for section in sections if "fold" in shipped[section].dataset]
+    options += [f"reward_model={tmp_path / 'reward'}"] if "reward_model" in shipped else ["data_config=None"]
+    recipe = load_recipe(file, options)
+    check_recipe(recipe, INJECTED)
+    runner = build_runner(recipe, device=CpuDevice())
+    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    runner.train()
+    files = (tmp_path / name).glob("*/vis_data/scalars.json")
+    logged = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    steps = [entry for entry in logged if "ratio_max" in entry]
+    assert steps[0]["ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert steps[0]["sampler_gap_max"] < 1e-2
+    assert any("val/reward" in entry for entry in logged)
+    after = runner.strategy.module.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert not any(key.startswith("reference.") for key in changed)
+    if "ppo" in name:
+        assert any(key.startswith(("value_head", "critic")) for key in changed)
+
+
+def save_reward_stand_in(name: str, folder: Path) -> None:
+    """A reward model that reads what the stand-in of the policy reads."""
+    stand_in = STAND_INS[name]
+    options = {**TINY, **FAMILIES[stand_in.model_type], "max_position_embeddings": 4096, **stand_in.config}
+    options = {key: value for key, value in options.items() if value is not None}
+    register_internlm2()
+    torch.manual_seed(1)
+    backbone_from_config(stand_in.model_type, head_init="normal", **options).save_pretrained(folder)
+    byte_tokenizer(stand_in.template or CHATML, **stand_in.special).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", REWARDS)

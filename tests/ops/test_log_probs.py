@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xrlhf.ops import log_probs
-from xrlhf.ops.log_probs import chosen_log_probs
+from xrlhf.ops.log_probs import chosen_log_probs, token_entropies
 
 N, H, V = 7, 5, 11
 
@@ -99,3 +100,19 @@ def test_no_token() -> None:
     found.sum().backward()
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+def test_entropies_of_the_whole_distribution() -> None:
+    """Against plain softmax, with bias, scale and cap, and their gradients; two equal logits have ln 2."""
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 4, requires_grad=True)
+    weight, bias = torch.randn(7, 4, requires_grad=True), torch.randn(7)
+    found = token_entropies(hidden, weight, bias=bias, scale=0.5, softcap=3.0)
+    log_probs = (3.0 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 3.0)).log_softmax(1)
+    expected = -(log_probs.exp() * log_probs).sum(1)
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), (hidden, weight))
+    for mine, other in zip(gradients, torch.autograd.grad(expected.square().sum(), (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(token_entropies(torch.zeros(1, 4), weight[:2]), torch.full((1,), math.log(2)))
+    assert token_entropies(hidden[:0], weight).shape == (0,)

@@ -22,13 +22,13 @@ def check_dataset(
     Example: xrlhf check-dataset my_recipe.py
     """
     recipe = read_recipe(config, cfg_options, overrides)
-    from xrlhf.engine.build import build_group_dataset, build_tokenizer
+    from xrlhf.engine.build import build_dataset, build_tokenizer
 
     tokenizer = build_tokenizer(recipe)
     for section in ("train_dataloader", "val_dataloader"):
         if not recipe.get(section):
             continue
-        dataset = build_group_dataset(recipe, section, tokenizer)
+        dataset = build_dataset(recipe, section, tokenizer)
         typer.echo(f"{section}: {len(dataset):,} groups")
         for line in dataset.report_lines():
             typer.echo(f"  {line}")

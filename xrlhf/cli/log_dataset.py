@@ -33,11 +33,11 @@ def log_dataset(
     Example: xrlhf log-dataset tiny_reward_cpu --index 3
     """
     recipe = read_recipe(config, cfg_options, overrides)
-    from xrlhf.engine.build import build_group_dataset, build_tokenizer
+    from xrlhf.engine.build import build_dataset, build_tokenizer
     from xrlhf.errors import DataError
 
     tokenizer = build_tokenizer(recipe)
-    dataset = build_group_dataset(recipe, section, tokenizer)
+    dataset = build_dataset(recipe, section, tokenizer)
     if not 0 <= index < len(dataset):
         raise DataError(f"--index {index}: {section} has groups 0 to {len(dataset) - 1}")
     group = dataset[index]

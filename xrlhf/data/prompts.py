@@ -146,14 +146,13 @@ class PromptDataset:
         chunk: list[tuple[RawRow, Group]] = []
 
         def finish() -> None:
-            for (raw, group), ids in zip(chunk, self._encode([group.prompt for _, group in chunk]), strict=True):
-                problem = ids if isinstance(ids, RowError) else None
-                if problem is None and len(ids) > self.max_length:
-                    problem = RowError(Reason.TOO_LONG, f"{len(ids)} tokens, the limit is {self.max_length}")
-                if problem is not None:
-                    report.add(LeftOut(raw.location, problem.reason, problem.detail))
+            found = self._encode([group.prompt for _, group in chunk])
+            for (raw, group), ids in zip(chunk, found, strict=True):
+                if not isinstance(ids, RowError) and len(ids) > self.max_length:
+                    ids = RowError(Reason.TOO_LONG, f"{len(ids)} tokens, the limit is {self.max_length}")
+                if isinstance(ids, RowError):
+                    report.add(LeftOut(raw.location, ids.reason, ids.detail))
                     continue
-                assert isinstance(ids, np.ndarray)
                 prompts.append(EncodedPrompt(group.prompt, ids, dict(group.meta), raw.location, dataset))
                 keys.append(prompt_key(group))
             chunk.clear()

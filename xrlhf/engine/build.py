@@ -23,7 +23,7 @@ from xrlhf.devices import Device, find_device
 from xrlhf.engine.checkpoint import find_checkpoints, is_sharded, remove_leftovers
 from xrlhf.engine.launch import Ranks
 from xrlhf.engine.logging import StepLogProcessor, check_log_level, start_logging
-from xrlhf.engine.objective_check import check_attributes, check_kind_of_data, check_objective, check_targets
+from xrlhf.engine.objective_check import check_attributes, check_draws_answers, check_objective, check_targets
 from xrlhf.engine.pinning import pin_revisions
 from xrlhf.engine.runner import GroupRunner
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME, DistributedStrategy, SingleStrategy
@@ -36,15 +36,16 @@ __all__ = [
     "Parts",
     "build_dataset",
     "build_eval_loader",
-    "build_group_dataset",
     "build_model",
     "build_parts",
+    "build_prompt_loaders",
     "build_rewards",
     "build_rollouts",
     "build_runner",
     "build_tokenizer",
     "build_train_loader",
     "check_length",
+    "holds_prompts",
     "section_of",
     "seed_of",
     "strategy_config",
@@ -130,27 +131,22 @@ def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Devi
     return model
 
 
-def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset | PromptDataset:
-    """The data set of a recipe's dataloader section (``train_dataloader`` or ``val_dataloader``)."""
+def build_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
+    """The data set of a recipe's dataloader section (``train_dataloader`` or ``val_dataloader``).
+
+    Raises:
+        ConfigError: It has none, or one of prompts alone.
+    """
     loader = section_of(recipe, section)
     if "dataset" not in loader:
         raise ConfigError(f"{section} has no 'dataset'")
-    return DATASETS.build({"type": GroupDataset, **loader["dataset"], "tokenizer": tokenizer})
-
-
-def build_group_dataset(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> GroupDataset:
-    """The same, for who looks at prompts with their answers.
-
-    Raises:
-        ConfigError: The section holds prompts alone.
-    """
-    dataset = build_dataset(recipe, section, tokenizer)
-    if isinstance(dataset, PromptDataset):
+    if holds_prompts(recipe, section):
         raise ConfigError(
-            f"{section} of {recipe.filename or 'the recipe'} holds prompts, whose answers are drawn while training "
-            "goes on; `xrlhf train RECIPE --dry-run` says what became of its rows"
+            f"{section} of {recipe.filename or 'the recipe'} holds prompts alone, whose answers are drawn while "
+            "training goes on: an ActorCritic learns from them, and `xrlhf train RECIPE --dry-run` says what became of "
+            "its rows"
         )
-    return dataset
+    return DATASETS.build({"type": GroupDataset, **loader["dataset"], "tokenizer": tokenizer})
 
 
 def _loader_options(recipe: Config, section: str, needed: set[str], optional: set[str]) -> dict[str, Any]:
@@ -163,51 +159,71 @@ def _loader_options(recipe: Config, section: str, needed: set[str], optional: se
     return options
 
 
-def build_eval_loader(
-    recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None
-) -> EvalLoader | PromptEvalLoader:
+def build_eval_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> EvalLoader:
     """The validation set of a recipe, this process's share of it."""
     ranks = ranks or Ranks()
-    dataset = build_dataset(recipe, "val_dataloader", tokenizer)
-    if isinstance(dataset, PromptDataset):
-        _loader_options(recipe, "val_dataloader", set(), {"token_budget"})
-        return PromptEvalLoader(dataset, rank=ranks.rank, world_size=ranks.world_size)
     options = _loader_options(recipe, "val_dataloader", {"token_budget"}, set())
+    dataset = build_dataset(recipe, "val_dataloader", tokenizer)
     return EvalLoader(dataset, **options, rank=ranks.rank, world_size=ranks.world_size)
 
 
-def build_train_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> StepLoader | PromptLoader:
-    """The training set of a recipe, in steps or rollouts, of which this process sees its share."""
-    dataset = build_dataset(recipe, "train_dataloader", tokenizer)
-    if isinstance(dataset, PromptDataset):
-        options = _loader_options(recipe, "train_dataloader", {"prompts_per_rollout", "token_budget"}, {"shuffle"})
-        return PromptLoader(dataset, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+def build_train_loader(recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> StepLoader:
+    """The training set of a recipe, in steps, of which this process sees its share."""
     options = _loader_options(recipe, "train_dataloader", {"groups_per_step", "token_budget"}, {"shuffle"})
+    dataset = build_dataset(recipe, "train_dataloader", tokenizer)
     return StepLoader(dataset, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
+
+
+def holds_prompts(recipe: Config, section: str) -> bool:
+    """Whether a dataloader's section names prompts, whose answers are drawn while training goes on."""
+    dataset = section_of(recipe, section).get("dataset")
+    kind = dataset.get("type") if isinstance(dataset, Mapping) else None
+    return (find_component(kind) if isinstance(kind, str) else kind) is PromptDataset
+
+
+def build_prompts(recipe: Config, section: str, tokenizer: PreTrainedTokenizerBase) -> PromptDataset:
+    """The prompts of a recipe's dataloader section."""
+    return DATASETS.build({**section_of(recipe, section)["dataset"], "tokenizer": tokenizer})
+
+
+def build_prompt_loaders(
+    recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+) -> tuple[PromptLoader, PromptEvalLoader | None]:
+    """The prompts of a recipe to learn from and to be judged by, of which this process sees its share."""
+    options = _loader_options(recipe, "train_dataloader", {"prompts_per_rollout", "token_budget"}, {"shuffle"})
+    place = {"rank": ranks.rank, "world_size": ranks.world_size}
+    prompts = build_prompts(recipe, "train_dataloader", tokenizer)
+    loader = PromptLoader(prompts, seed=seed_of(recipe), **place, **options)
+    if not recipe.get("val_dataloader"):
+        return loader, None
+    if not holds_prompts(recipe, "val_dataloader"):
+        raise ConfigError("train_dataloader holds prompts: set val_dataloader.dataset.type to PromptDataset too")
+    _loader_options(recipe, "val_dataloader", set(), set())
+    return loader, PromptEvalLoader(build_prompts(recipe, "val_dataloader", tokenizer), **place)
 
 
 def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> Parts:
     """Build tokenizer, data and model of a recipe, the model for ``device``."""
     tokenizer = build_tokenizer(recipe)
+    if holds_prompts(recipe, "train_dataloader"):
+        prompts, val_prompts = build_prompt_loaders(recipe, tokenizer, ranks)
+        model = build_model(recipe, tokenizer, device)
+        check_draws_answers(model, "train_dataloader")
+        return Parts(tokenizer, model, prompts, val_prompts)
     train_loader = build_train_loader(recipe, tokenizer, ranks)
     val_loader = build_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
     model = build_model(recipe, tokenizer, device)
-    limit = getattr(model, "max_conversation_length", None)
     for section, loader in (("train_dataloader", train_loader), ("val_dataloader", val_loader)):
-        if loader is None:
-            continue
-        check_kind_of_data(model, section, loader.dataset)
-        if isinstance(loader.dataset, GroupDataset):
-            check_length(section, loader.dataset.encoder.max_length, limit)
-    if isinstance(train_loader, StepLoader):
-        check_objective(model, "train_dataloader", train_loader.dataset)
-        train_loader.makes_mismatched = getattr(model, "needs_divergence", False)
-        if train_loader.makes_mismatched and train_loader.groups_per_step < 2:
-            raise ConfigError(
-                "the loss puts the answers of a step to each other's prompts and needs two groups or more: set "
-                "train_dataloader.groups_per_step to 2 at least, or estimate_kl=False of the loss"
-            )
-    if val_loader is not None and isinstance(val_loader.dataset, GroupDataset):
+        if loader is not None:
+            check_length(section, loader.dataset.encoder.max_length, getattr(model, "max_conversation_length", None))
+    check_objective(model, "train_dataloader", train_loader.dataset)
+    train_loader.makes_mismatched = getattr(model, "needs_divergence", False)
+    if train_loader.makes_mismatched and train_loader.groups_per_step < 2:
+        raise ConfigError(
+            "the loss puts the answers of a step to each other's prompts and needs two groups or more: set "
+            "train_dataloader.groups_per_step to 2 at least, or estimate_kl=False of the loss"
+        )
+    if val_loader is not None:
         check_attributes(model, "val_dataloader", val_loader.dataset)
         check_targets(model, "val_dataloader", val_loader.dataset)
     return Parts(tokenizer, model, train_loader, val_loader)

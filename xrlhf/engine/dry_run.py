@@ -9,7 +9,6 @@ from mmengine.config import Config
 from torch import nn
 
 from xrlhf.config.dump import recipe_text
-from xrlhf.config.resolve import find_component
 from xrlhf.data.loader import StepLoader
 from xrlhf.data.prompts import PromptLoader
 from xrlhf.devices import Device, find_device
@@ -159,10 +158,6 @@ def plan_run(
     """
     if num_devices < 1:
         raise ConfigError(f"--gpus must be at least 1, got {num_devices}")
-    if _draws_answers(recipe):
-        raise ConfigError(
-            "--gpus plans steps on given answers, and this recipe draws its own: try --dry-run without --gpus"
-        )
     # Refuses what a run would refuse.
     strategy_config(recipe, Ranks(world_size=num_devices, launcher="pytorch"), device)
     on_cpu = is_named and device.type == "cpu"
@@ -204,9 +199,3 @@ def _count(model: nn.Module) -> tuple[int, int]:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
-
-def _draws_answers(recipe: Config) -> bool:
-    """Whether a recipe is one of reinforcement learning."""
-    kind = section_of(recipe, "train_cfg").get("type")
-    kind = find_component(kind) if isinstance(kind, str) else kind
-    return isinstance(kind, type) and issubclass(kind, RLTrainLoop)

@@ -9,13 +9,12 @@ import numpy as np
 
 from xrlhf.data.dataset import GroupDataset
 from xrlhf.data.packing import pack
-from xrlhf.data.prompts import PromptDataset
 from xrlhf.errors import ConfigError
 from xrlhf.losses.objective import Objective
 from xrlhf.models.actor_critic import ActorCritic
 from xrlhf.models.policy_model import PolicyModel
 
-__all__ = ["check_attributes", "check_kind_of_data", "check_objective", "check_targets"]
+__all__ = ["check_attributes", "check_draws_answers", "check_objective", "check_targets"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -36,16 +35,13 @@ def check_attributes(model: Any, section: str, dataset: GroupDataset) -> None:
         )
 
 
-def check_kind_of_data(model: Any, section: str, dataset: GroupDataset | PromptDataset) -> None:
-    """Refuse prompts for a model that learns from given answers, and given answers for one that draws its own.
+def check_draws_answers(model: Any, section: str) -> None:
+    """Refuse prompts for a model that learns from given answers.
 
     Raises:
-        ConfigError: The two do not fit.
+        ConfigError: It does.
     """
-    draws, are_prompts = isinstance(model, ActorCritic), isinstance(dataset, PromptDataset)
-    if draws and not are_prompts:
-        raise ConfigError(f"an ActorCritic draws its own answers: set {section}.dataset.type to PromptDataset")
-    if are_prompts and not draws:
+    if not isinstance(model, ActorCritic):
         raise ConfigError(
             f"{section}.dataset holds prompts alone, and a {type(model).__name__} learns from given answers: set "
             "model.type to ActorCritic, or the data set's to GroupDataset"
@@ -53,11 +49,13 @@ def check_kind_of_data(model: Any, section: str, dataset: GroupDataset | PromptD
 
 
 def check_targets(model: Any, section: str, dataset: GroupDataset) -> None:
-    """Refuse a data set for a policy that does not say which tokens are to be learnt.
+    """Refuse a data set for a policy that does not say which tokens are to be learnt, or that draws its own answers.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It does not, or does.
     """
+    if isinstance(model, ActorCritic):
+        raise ConfigError(f"an ActorCritic draws its own answers: set {section}.dataset.type to PromptDataset")
     if isinstance(model, PolicyModel) and dataset.encoder.targets is None:
         raise ConfigError(
             f"{section}.dataset does not say which tokens the policy learns to write: set {section}.dataset.targets to "

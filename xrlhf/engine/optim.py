@@ -95,8 +95,9 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any], device: Dev
     Args:
         model: The model, on its device.
         config: ``optimizer`` (a dict whose ``type`` names a torch optimizer; it runs as one fused kernel where torch
-            has one, unless the dict says ``fused`` or ``foreach``), ``max_grad_norm``, and ``decay_all``: by default
-            biases and parameters with one dimension (norm weights) take no weight decay.
+            has one, unless the dict says ``fused`` or ``foreach``), ``max_grad_norm``, ``decay_all``: by default
+            biases and parameters with one dimension (norm weights) take no weight decay; and ``lr_by_part``, learning
+            rates of parts of the model by name, such as ``dict(critic=1e-5)``, in place of the optimizer's own.
         device: The device; the CPU if None.
 
     Raises:
@@ -105,28 +106,19 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any], device: Dev
         ModelError: Nothing is trainable, or float16 weights are.
     """
     device = device or CpuDevice()
-    unknown = set(config) - {"optimizer", "max_grad_norm", "decay_all", "type"}
+    unknown = set(config) - {"optimizer", "max_grad_norm", "decay_all", "lr_by_part", "type"}
     if unknown or "optimizer" not in config:
         raise ConfigError(
-            f"optim_wrapper takes optimizer, max_grad_norm and decay_all, got {', '.join(sorted(config))}"
+            f"optim_wrapper takes optimizer, max_grad_norm, decay_all and lr_by_part, got {', '.join(sorted(config))}"
         )
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 or config.get("decay_all", False) else plain).append(parameter)
-    if not decayed and not plain:
-        raise ModelError("no parameter of the model is trainable")
+    groups = _parameter_groups(model, bool(config.get("decay_all", False)), config.get("lr_by_part") or {})
     precision = getattr(model, "precision", torch.float32)
     device.check_precision(precision)
-    if any(parameter.dtype is torch.float16 for parameter in (*decayed, *plain)):
+    if any(parameter.dtype is torch.float16 for group in groups for parameter in group["params"]):
         raise ModelError(
             "weights held in float16 cannot be trained, since their updates would round to nothing: leave the "
             "backbone's dtype at float32, and set precision='float16' to compute in it"
         )
-    groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
     max_grad_norm = config.get("max_grad_norm")
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ConfigError(f"optim_wrapper.max_grad_norm must be above 0, or None for no clipping, got {max_grad_norm}")
@@ -148,6 +140,39 @@ def build_optim_wrapper(model: nn.Module, config: Mapping[str, Any], device: Dev
         scaler=device.grad_scaler() if precision is torch.float16 else None,
         parameters=[p for p in model.parameters() if p.requires_grad] if device.rewrites_model else None,
     )
+
+
+def _parameter_groups(model: nn.Module, decay_all: bool, lr_by_part: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What is trained, by its learning rate and by whether it decays.
+
+    Raises:
+        ConfigError: A part without a trainable parameter, or a rate that is none.
+        ModelError: Nothing is trainable.
+    """
+    for part, lr in lr_by_part.items():
+        if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not lr > 0:
+            raise ConfigError(f"optim_wrapper.lr_by_part.{part} must be a number above 0, got {lr!r}")
+    found: dict[tuple[str | None, bool], list[nn.Parameter]] = {
+        (part, decays): [] for part in (None, *lr_by_part) for decays in (True, False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in lr_by_part if f"{name}.".startswith(f"{part}.")), None)
+            found[part, parameter.ndim > 1 or decay_all].append(parameter)
+    if not any(found.values()):
+        raise ModelError("no parameter of the model is trainable")
+    for part in lr_by_part:
+        if not found[part, True] and not found[part, False]:
+            raise ConfigError(f"optim_wrapper.lr_by_part: the model has no trainable part called {part!r}")
+    return [
+        {
+            "params": parameters,
+            **({} if decays else {"weight_decay": 0.0}),
+            **({} if part is None else {"lr": float(lr_by_part[part])}),
+        }
+        for (part, decays), parameters in found.items()
+        if parameters
+    ]
 
 
 def _takes_one_kernel(optimizer: torch.optim.Optimizer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,17 @@ from xrlhf.data.packing import pack
 from xrlhf.data.permutation import derive_key
 from xrlhf.data.plan import deal
 from xrlhf.data.prompts import PromptDataset, PromptLoader
-from xrlhf.errors import RewardError
+from xrlhf.engine.policy_folder import write_policy_folder
+from xrlhf.errors import TrainingError
 from xrlhf.rl.experience import Appraiser, Experience, drawn_group
 from xrlhf.rl.samples import PromptRow, RewardSource, Rollouts, Sample
 from xrlhf.structures import TokenizedGroup
 
-__all__ = ["Drawn", "RolloutMaker", "draw_and_reward", "prompt_rows"]
+__all__ = ["POLICY_FOLDER", "Drawn", "RolloutMaker", "draw_and_reward", "prompt_rows", "update_servers"]
+
+POLICY_FOLDER = "policy_weights"
+"""Where in a run's directory the policy is written for servers."""
+
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class Drawn:
         samples: K answers to each.
         rewards: (P, K) float64, NaN where no source said anything.
         seconds: What took how long on the slowest process, by the names that the log shows.
+        parts: Mean reward of each source by the name that the log shows, where there are several.
     """
 
     rows: list[PromptRow]
     samples: list[list[Sample]]
     rewards: np.ndarray
     seconds: dict[str, float]
+    parts: dict[str, float]
 
 
 def prompt_rows(dataset: PromptDataset, positions: Sequence[int] | np.ndarray) -> list[PromptRow]:
@@ -54,31 +62,70 @@ def draw_and_reward(
     """Draw and reward answers, every process those of its share of the prompts; all know all of them afterwards.
 
     Raises:
-        RewardError: Rewards failed on a process; it is raised on all of them.
+        TrainingError: Answers or rewards failed on a process; it is raised on all of them.
     """
     mine = range(strategy.rank, len(rows), strategy.world_size)
     own = [rows[position] for position in mine]
-    began = time.perf_counter()
-    samples = rollouts.sample(own, k, key=key) if own else []
-    drawn = time.perf_counter()
-    problem: str | None = None
-    found = np.empty((0, k))
+    samples: list[list[Sample]] = []
+    found, parts = np.empty((0, k)), {}
+    began = drawn = time.perf_counter()
+    failure: TrainingError | None = None
     try:
         if own:
-            found = np.asarray(rewards.rewards(own, samples), dtype=np.float64)
-    except RewardError as error:
-        problem = str(error)
+            samples = rollouts.sample(own, k, key=key)
+            drawn = time.perf_counter()
+            found, parts = _rewarded(rewards, own, samples)
+    except TrainingError as error:
+        # The others wait for this process: they have to hear of it.
+        failure = error
     seconds = {"seconds_rollout": drawn - began, "seconds_reward": time.perf_counter() - drawn}
-    everyone = strategy.gather_objects((problem, samples, found, seconds))
-    if problems := [of_rank[0] for of_rank in everyone if of_rank[0] is not None]:
-        raise RewardError(problems[0])
+    everyone = strategy.gather_objects((None if failure is None else str(failure), samples, found, seconds, parts))
+    if failure is not None:
+        raise failure
+    if failures := [of_rank[0] for of_rank in everyone if of_rank[0] is not None]:
+        raise TrainingError(failures[0])
     all_samples: list[list[Sample]] = [[] for _ in rows]
     all_rewards = np.full((len(rows), k), np.nan)
-    for rank, (_, of_rank, given, _) in enumerate(everyone):
+    for rank, (_, of_rank, given, *_) in enumerate(everyone):
         for position, answers, row in zip(range(rank, len(rows), strategy.world_size), of_rank, given, strict=True):
             all_samples[position], all_rewards[position] = answers, row
     slowest = {name: max(of_rank[3][name] for of_rank in everyone) for name in seconds}
-    return Drawn(rows, all_samples, all_rewards, slowest)
+    return Drawn(rows, all_samples, all_rewards, slowest, _means_of_sources([of_rank[4] for of_rank in everyone]))
+
+
+def _rewarded(
+    rewards: RewardSource, rows: list[PromptRow], samples: list[list[Sample]]
+) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    """The rewards, and what each source said where there is a table of several."""
+    table = getattr(rewards, "table", None)
+    if table is None:
+        return np.asarray(rewards.rewards(rows, samples), dtype=np.float64), {}
+    given = table(rows, samples)
+    return np.asarray(given.total, dtype=np.float64), given.by_name if len(given.by_name) > 1 else {}
+
+
+def _means_of_sources(of_ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The mean reward of each source over all processes; one that said nothing is left out."""
+    means = {}
+    for name in next((parts for parts in of_ranks if parts), {}):
+        said = np.concatenate([parts[name].ravel() for parts in of_ranks if parts]).astype(np.float64)
+        if not np.isnan(said).all():
+            means[f"reward_{name}"] = float(np.nanmean(said))
+    return means
+
+
+def update_servers(strategy: Any, rollouts: Rollouts, folder: Path) -> None:
+    """Give the policy's weights to rollouts that draw with a copy of them (``update_weights``); others need nothing.
+
+    Args:
+        strategy: The strategy, prepared; every process takes part.
+        rollouts: Draws answers.
+        folder: Where weights are written; whoever reads them must see it under the same path.
+    """
+    update = getattr(rollouts, "update_weights", None)
+    if update is not None:
+        write_policy_folder(strategy, folder, adapter=getattr(rollouts, "update", "weights") == "adapter")
+        strategy.on_first_rank(lambda: update(folder))
 
 
 class RolloutMaker:
@@ -91,6 +138,7 @@ class RolloutMaker:
         rewards: Rewards them.
         appraiser: Makes advantages of that.
         num_answers: Answers to each prompt.
+        folder: Where weights are written for servers, see :func:`update_servers`.
 
     Attributes:
         drawn: The answers of the last rollout, for whoever wants to look at them.
@@ -104,7 +152,9 @@ class RolloutMaker:
         rewards: RewardSource,
         appraiser: Appraiser,
         num_answers: int,
+        folder: Path,
     ) -> None:
+        self.folder = folder
         self.strategy = strategy
         self.loader = loader
         self.rollouts = rollouts
@@ -117,9 +167,12 @@ class RolloutMaker:
         """Draw, reward and appraise rollout ``number``.
 
         Raises:
-            RewardError: A source of rewards failed.
+            TrainingError: Answers or rewards failed.
         """
         strategy = self.strategy
+        began = time.perf_counter()
+        update_servers(strategy, self.rollouts, self.folder)
+        updated = time.perf_counter() - began
         rows = prompt_rows(self.loader.dataset, self.loader.prompt_ids(number))
         key = derive_key(strategy.seed, "rollout", number) >> 1
         self.drawn = drawn = draw_and_reward(strategy, self.rollouts, self.rewards, rows, self.num_answers, key)
@@ -128,7 +181,8 @@ class RolloutMaker:
         values = self._token_values(groups)
         experience = self.appraiser.appraise(number, groups, drawn.samples, drawn.rewards, values)
         seconds = {**drawn.seconds, "seconds_log_probs": time.perf_counter() - began}
-        return Experience(number, experience.groups, {**experience.metrics, **seconds})
+        seconds["seconds_rollout"] += updated
+        return Experience(number, experience.groups, {**experience.metrics, **drawn.parts, **seconds})
 
     def _token_values(self, groups: Sequence[TokenizedGroup]) -> list[Mapping[str, np.ndarray]]:
         """What policy, critic and reference say of the tokens of each group; every process computes a share."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from rl_toy import (
 from xrlhf.engine.checkpoint import load_checkpoint
 from xrlhf.errors import CheckpointError, ConfigError, RewardError
 from xrlhf.losses.policy_gradient import PolicyGradientLoss
+from xrlhf.models import ActorCritic, causal_lm_from_pretrained
 from xrlhf.rl import GAE, GroupRelative, PromptRow, ReturnsToGo, Sample
 
 PPO: dict[str, Any] = {
@@ -151,6 +153,36 @@ def test_what_the_log_says_of_a_rollout(tmp_path: Path) -> None:
     assert {"explained_variance", "value_error", "entropy", "clip_share", "kl_coef", "seconds_rollout"} <= logged.keys()
 
 
+class CopyOfThePolicy:
+    """Draws with a model of its own, read from the folder that it is told, as servers do."""
+
+    def __init__(self) -> None:
+        self.num_updates = 0
+
+    def update_weights(self, folder: Path) -> None:
+        self.num_updates += 1
+        self.model = ActorCritic(causal_lm_from_pretrained(str(folder)), reference=None)
+
+    def sample(self, rows: Sequence[PromptRow], k: int, *, key: int) -> list[list[Sample]]:
+        return SlowRollouts(self.model).sample(rows, k, key=key)
+
+
+def test_servers_draw_with_the_weights_of_now(tmp_path: Path) -> None:
+    """The difference between sampler and trainer stays that of rounding, while the policy moves."""
+    rollouts = CopyOfThePolicy()
+    run = rl_run(tiny_actor_critic(), tmp_path, rollouts=rollouts, **GRPO)
+    logs = steps(run, 6)
+    assert rollouts.num_updates == 3
+    assert max(step["sampler_gap_max"] for step in logs) < 1e-4
+    assert logs[4]["kl_k3"] > 1e-4
+
+
+def test_adapters_are_not_written_as_whole_weights(tmp_path: Path) -> None:
+    run = rl_run(tiny_actor_critic(lora={"r": 2}), tmp_path, rollouts=CopyOfThePolicy(), **GRPO)
+    with pytest.raises(ConfigError, match=r"^the policy trains adapters: set update='adapter' of the rollouts$"):
+        steps(run, 1)
+
+
 # ---------------------------------------------------------------- stopping early, rewards that fail
 
 
@@ -203,6 +235,26 @@ def test_answers_without_a_reward_are_counted_and_not_learnt_from(tmp_path: Path
     assert logged["unrewarded_share"] == 0.25
     for group in run.loop._experience.groups:
         assert not group.token_values["advantages"][: len(group.response_ids[0])].any()
+
+
+class TwoSources:
+    """The share of wanted tokens, and the length, which says nothing of answers of one token."""
+
+    def table(self, rows: Sequence[PromptRow], samples: Sequence[Sequence[Sample]]) -> SimpleNamespace:
+        wanted = TokenReward().rewards(rows, samples)
+        length = np.array([[len(s.ids) if len(s.ids) > 1 else np.nan for s in of] for of in samples], dtype=np.float32)
+        total = wanted + 0.1 * np.nan_to_num(length)
+        return SimpleNamespace(total=total, by_name={"wanted": wanted, "length": length})
+
+
+def test_several_sources_are_logged_apart(tmp_path: Path) -> None:
+    run = rl_run(tiny_actor_critic(), tmp_path, rewards=TwoSources(), **GRPO)
+    (logged,) = steps(run, 1)
+    answers = [ids for group in run.loop._experience.groups for ids in group.response_ids]
+    assert logged["reward_length"] == pytest.approx(np.mean([len(ids) for ids in answers if len(ids) > 1]))
+    wanted = np.mean([(ids == WANTED).mean() for ids in answers])
+    assert logged["reward_wanted"] == pytest.approx(wanted, abs=1e-6)
+    assert logged["reward"] == pytest.approx(wanted + 0.1 * np.mean([len(i) * (len(i) > 1) for i in answers]), abs=1e-5)
 
 
 # ---------------------------------------------------------------- resuming
@@ -356,13 +408,13 @@ def test_a_wrong_option(tmp_path: Path, options: dict[str, Any], message: str) -
         (
             {},
             {"advantage": {"type": GAE}},
-            "GAE asks a critic: set model.critic='shared', or a dict that names a model",
+            "GAE asks a critic: set model.critic='shared', or .*",
         ),
         ({"critic": "shared"}, {}, "GroupRelative asks no critic: leave critic out of the model, or take GAE"),
         (
             {"reference": None},
             {"kl_coef": 0.1},
-            "train_cfg.kl_coef compares with a reference, and the model has none: .*",
+            "train_cfg.kl_coef compares with a reference, .*",
         ),
     ],
 )

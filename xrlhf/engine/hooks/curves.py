@@ -20,7 +20,7 @@ logger = logging.getLogger("xrlhf")
 _PANELS = (
     ("loss", ("loss",)),
     ("accuracy", ("acc", "accuracy", "reward_acc")),
-    ("score", ("chosen_score_mean", "rejected_score_mean", "chosen_reward_mean", "rejected_reward_mean")),
+    ("score", ("chosen_score_mean", "rejected_score_mean", "chosen_reward_mean", "rejected_reward_mean", "reward")),
     ("learning rate", ("lr",)),
 )
 

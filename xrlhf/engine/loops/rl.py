@@ -20,8 +20,8 @@ from xrlhf.data.prompts import PromptLoader
 from xrlhf.engine.checkpoint import checkpoint_name
 from xrlhf.engine.hooks.checkpoint import StepCheckpointHook
 from xrlhf.engine.loops.train import GroupTrainLoop
-from xrlhf.engine.rollout import RolloutMaker
-from xrlhf.errors import CheckpointError, ConfigError, RewardError
+from xrlhf.engine.rollout import POLICY_FOLDER, RolloutMaker
+from xrlhf.errors import CheckpointError, ConfigError, TrainingError
 from xrlhf.losses.kl import check_kl_estimator
 from xrlhf.registry import LOOPS
 from xrlhf.rl.advantages import AdvantageEstimator
@@ -73,7 +73,7 @@ class RLTrainLoop(GroupTrainLoop):
         ConfigError: An option has a value that is not accepted.
     """
 
-    dataloader: PromptLoader  # type: ignore[assignment]
+    dataloader: PromptLoader
 
     def __init__(
         self,
@@ -180,7 +180,13 @@ class RLTrainLoop(GroupTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """See :meth:`GroupTrainLoop.run`; a new run is validated before its first step."""
-        self.check_model(self.runner.strategy.module)
+        strategy = self.runner.strategy
+        self.check_model(strategy.module)
+        if strategy.splits_weights and hasattr(self.runner.rollouts, "policy"):
+            raise ConfigError(
+                f"{type(strategy).__name__} splits the weights among processes, so that none of them can draw answers: "
+                "choose strategy 'ddp' or 'zero2', or let a server draw them"
+            )
         if self.runner.val_loop is not None and not self._iter:
             self.runner.val_loop.run()
         return super().run()
@@ -197,13 +203,14 @@ class RLTrainLoop(GroupTrainLoop):
             runner.reward_source,
             self.appraiser,
             self.num_answers,
+            Path(runner.work_dir) / POLICY_FOLDER,
         )
         for step in range(self._iter, self._max_steps):
             number = step // self.steps_per_rollout
             if self._experience is None or self._experience.rollout != number:
                 try:
                     self._experience = maker.make(number)
-                except RewardError:
+                except TrainingError:
                     self._save_before_the_end()
                     raise
                 self._is_far = False
@@ -308,7 +315,7 @@ class RLTrainLoop(GroupTrainLoop):
             self._is_far = bool(state["is_far"])
 
     def _save_before_the_end(self) -> None:
-        """Keep what was learnt where rewards have failed; every process takes part."""
+        """Keep what was learnt where answers or rewards have failed; every process takes part."""
         runner = self.runner
         hook = next((hook for hook in runner.hooks if isinstance(hook, StepCheckpointHook)), None)
         path = Path(runner.work_dir) / checkpoint_name(self._iter, sharded=hook is not None and hook.sharded)

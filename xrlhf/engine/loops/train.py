@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -179,18 +180,16 @@ class GroupTrainLoop(BaseLoop):
         own = [value.float() for value in sums.values()]
         for value in largest.values():
             # A place for every rank: their sum holds the values of all.
-            of_ranks = torch.zeros(strategy.world_size, device=device.torch_device)
-            of_ranks[strategy.rank] = value
-            own += of_ranks.unbind()
+            places = torch.zeros(strategy.world_size, device=device.torch_device)
+            places[strategy.rank] = value
+            own += places.unbind()
         totals = strategy.sum_over_ranks(torch.stack(own))
         grad_norm = strategy.clip_gradients()
         # The only wait for the device in a step: everything the log and the check need comes in one transfer.
         *values, norm = torch.cat([totals, grad_norm.reshape(1).to(totals)]).tolist()
         total = dict(zip(sums, values[: len(sums)], strict=True))
-        of_all = [
-            values[start : start + strategy.world_size] for start in range(len(sums), len(values), strategy.world_size)
-        ]
-        maxima = {name: max(found) for name, found in zip(largest, of_all, strict=True)}
+        of_ranks = iter(values[len(sums) :])
+        maxima = {name: max(islice(of_ranks, strategy.world_size)) for name in largest}
         is_finite = math.isfinite(norm)
         if not math.isfinite(total["loss"]) or not (is_finite or strategy.survives_overflow):
             raise TrainingError(self._explain_non_finite(batches, losses, total["loss"] / num_units, norm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from mmengine.runner import BaseLoop
 
 from xrlhf.data.loader import EvalLoader
 from xrlhf.data.prompts import PromptEvalLoader
-from xrlhf.engine.rollout import draw_and_reward, prompt_rows
+from xrlhf.engine.rollout import POLICY_FOLDER, draw_and_reward, prompt_rows, update_servers
 from xrlhf.errors import ConfigError
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
@@ -110,6 +111,7 @@ class RewardValLoop(_ValLoop):
     def _metrics(self, strategy: Any) -> dict[str, float]:
         runner, dataset = self.runner, self.dataloader.dataset
         rows = prompt_rows(dataset, range(len(dataset)))
+        update_servers(strategy, runner.val_rollouts, Path(runner.work_dir) / POLICY_FOLDER)
         drawn = draw_and_reward(
             strategy, runner.val_rollouts, runner.reward_source, rows, self.num_answers, strategy.seed
         )

@@ -59,6 +59,10 @@ class FSDPStrategy(DistributedStrategy):
         self.cpu_offload = cpu_offload
         super().__init__(**kwargs)
 
+    @property
+    def splits_weights(self) -> bool:
+        return True
+
     def place(self, model: nn.Module) -> nn.Module:
         # torch 2.13 warns of calls of its own, every step.
         warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

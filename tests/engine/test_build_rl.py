@@ -1,0 +1,170 @@
+"""From a recipe of reinforcement learning to a run: trained, validated, gone on with, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+
+from xrlhf.config import load_recipe
+from xrlhf.data.practice import practice_tokenizer
+from xrlhf.engine.build import build_dataset, build_parts, build_runner, build_tokenizer
+from xrlhf.engine.checkpoint import load_checkpoint
+from xrlhf.engine.dry_run import dry_run
+from xrlhf.engine.evaluate import evaluate
+from xrlhf.devices import CpuDevice
+from xrlhf.engine.launch import Ranks
+from xrlhf.errors import CheckpointError, ConfigError
+from xrlhf.export.reward import convert
+from xrlhf.models import causal_lm_from_config
+
+pytestmark = pytest.mark.usefixtures("package_logger")
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+SMALL: dict[str, Any] = {
+    "max_rollouts": 3,
+    "prompts_per_rollout": 4,
+    "max_new_tokens": 8,
+    "train_dataloader.dataset.sources.0.source.num_groups": 20,
+    "val_dataloader.dataset.sources.0.source.num_groups": 6,
+    "default_hooks.logger.interval": 1,
+    "default_hooks.curves": None,
+    "default_hooks.throughput": None,
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model with the practice tokenizer."""
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = practice_tokenizer()
+    torch.manual_seed(0)
+    model = causal_lm_from_config(
+        "llama",
+        vocab_size=1024,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_of(policy: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A shipped recipe on that model, three rollouts of a few prompts."""
+
+    def load(name: str, **changes: Any) -> Config:
+        options = {**SMALL, "pretrained_model_name_or_path": str(policy), "work_dir": str(tmp_path / "run"), **changes}
+        return load_recipe(SHIPPED / f"{name}.py", [f"{key}={value!r}" for key, value in options.items()])
+
+    return load
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("tiny_grpo_cpu", 6), ("tiny_ppo_cpu", 12)])
+def test_a_shipped_recipe_trains_and_goes_on(
+    recipe_of: Callable[..., Config], tmp_path: Path, name: str, steps: int
+) -> None:
+    """Stopped after the first step, which lies within the first rollout, it ends at the same weights."""
+    whole = build_runner(recipe_of(name, work_dir=str(tmp_path / "whole")))
+    whole.train()
+    rows = scalars(tmp_path / "whole")
+    trained = [row for row in rows if "reward" in row]
+    assert len(trained) == steps
+    assert trained[0]["ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert trained[0]["sampler_gap_max"] < 1e-4
+    # Before the first step, and after the last.
+    assert [row["step"] for row in rows if "val/reward" in row] == [0, steps]
+    table = (tmp_path / "whole" / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(table[0])["prompt"][-1]["role"] == "user"
+
+    first = build_runner(recipe_of(name, **{"default_hooks.checkpoint.interval": 1}))
+    first.register_hook(Killed(at=2))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = build_runner(recipe_of(name), resume=True)
+    second.train()
+    saved = [load_checkpoint(tmp_path / run / f"iter_{steps}.pth")["state_dict"] for run in ("whole", "run")]
+    assert saved[0].keys() == saved[1].keys()
+    for key, value in saved[0].items():
+        assert torch.equal(value, saved[1][key]), key
+
+
+class Killed(Hook):
+    """Ends the run before a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == self.at - 1:
+            raise KeyboardInterrupt
+
+
+def test_a_checkpoint_is_of_one_division_of_the_run(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
+    build_runner(recipe_of("tiny_grpo_cpu", max_rollouts=1)).train()
+    with pytest.raises(CheckpointError, match=r"iter_2\.pth was trained with num_answers=8 and the recipe says 4: use"):
+        build_runner(recipe_of("tiny_grpo_cpu", num_answers=4), resume=True).train()
+
+
+def test_the_policy_of_a_checkpoint_can_be_exported(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
+    recipe = recipe_of("tiny_ppo_cpu", max_rollouts=1)
+    build_runner(recipe).train()
+    convert(recipe, tmp_path / "run" / "iter_4.pth", tmp_path / "exported")
+    assert json.loads((tmp_path / "exported" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_the_report_of_a_dry_run(recipe_of: Callable[..., Config]) -> None:
+    lines = list(dry_run(recipe_of("tiny_ppo_cpu"), Ranks()))
+    expected = (
+        "12 optimizer steps: 3 rollouts of 4 prompts with 1 answer(s) each, 4 step(s) on each rollout, "
+        "20 prompts in the data"
+    )
+    assert expected in lines
+    assert any("20 of 20 rows became prompts" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": []}, r"has no list 'rewards' of what answers are rewarded by"),
+        ({"rewards": ["x"]}, r"^rewards\.0 must be a dict with 'type', got str$"),
+        ({"max_prompt_length": 510}, r"max_length is 510 and rollouts\.sampling\.max_new_tokens 8, but the model reads at"),
+        ({"model.critic": "shared"}, r"^GroupRelative asks no critic: "),
+        ({"train_dataloader.groups_per_step": 4}, r"^train_dataloader has no option 'groups_per_step'; it takes dataset, "),
+        ({"val_dataloader.token_budget": 4}, r"^val_dataloader has no option 'token_budget'; it takes dataset"),
+    ],
+)
+def test_a_recipe_that_is_refused(recipe_of: Callable[..., Config], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(dry_run(recipe_of("tiny_grpo_cpu", **changes), Ranks()))
+
+
+def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], policy: Path) -> None:
+    recipe = recipe_of("tiny_grpo_cpu")
+    with pytest.raises(ConfigError, match=r"^train_dataloader of .* holds prompts alone, whose answers are drawn while"):
+        build_dataset(recipe, "train_dataloader", build_tokenizer(recipe))
+    with pytest.raises(ConfigError, match=r"is validated by answers that its policy draws, while it trains: "):
+        evaluate(recipe, "anything", CpuDevice())
+    given = load_recipe(SHIPPED / "tiny_dpo_cpu.py", [f"pretrained_model_name_or_path={str(policy)!r}"])
+    given.train_dataloader = recipe.train_dataloader
+    with pytest.raises(ConfigError, match=r"holds prompts alone, and a PolicyModel learns from given answers: set"):
+        build_parts(given, Ranks())
+    recipe.train_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").train_dataloader
+    with pytest.raises(ConfigError, match=r"^an ActorCritic draws its own answers: set train_dataloader\.dataset\.type"):
+        build_parts(recipe, Ranks())
