@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from xrlhf.cli.options import DeviceName, Dtype
+from xrlhf.cli.policy import SUGGESTED, policy_tokenizer, show_progress_to_terminals_alone
 from xrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from xrlhf.cli.conversation import Respondent
     from xrlhf.structures import Message
 
 __all__ = ["chat"]
-
-_SUGGESTED = "the model's own if not given"
 
 
 def chat(
@@ -30,18 +26,18 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Annotated[
-        Optional[float], typer.Option(help=f"Below 1 likely tokens become likelier; {_SUGGESTED}.", show_default=False)
+        Optional[float], typer.Option(help=f"Below 1 likely tokens become likelier; {SUGGESTED}.", show_default=False)
     ] = None,
     top_p: Annotated[
         Optional[float],
-        typer.Option(help=f"Draw among the likeliest tokens of this probability; {_SUGGESTED}.", show_default=False),
+        typer.Option(help=f"Draw among the likeliest tokens of this probability; {SUGGESTED}.", show_default=False),
     ] = None,
     top_k: Annotated[
         Optional[int],
-        typer.Option(help=f"Draw among so many of the likeliest tokens, 0 for all; {_SUGGESTED}.", show_default=False),
+        typer.Option(help=f"Draw among so many of the likeliest tokens, 0 for all; {SUGGESTED}.", show_default=False),
     ] = None,
     repetition_penalty: Annotated[
-        Optional[float], typer.Option(help=f"Above 1 makes repetitions rarer; {_SUGGESTED}.", show_default=False)
+        Optional[float], typer.Option(help=f"Above 1 makes repetitions rarer; {SUGGESTED}.", show_default=False)
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token always.")] = False,
     seed: Annotated[Optional[int], typer.Option(min=0, help="The same answers every time.")] = None,
@@ -98,10 +94,10 @@ def chat(
     }
     # A wrong value is said before a model is read.
     Sampling(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
-    _show_progress_to_terminals_alone()
+    show_progress_to_terminals_alone()
     chosen = find_device(device)
     chosen.set_device(0)
-    tokenizer = _tokenizer_of(model, adapter, chat_template)
+    tokenizer = policy_tokenizer(model, adapter, chat_template)
     if adapter is None:
         policy = causal_lm_from_pretrained(model, dtype=dtype)
     else:
@@ -124,35 +120,6 @@ def chat(
     TerminalChat(respondent, conversation, show_scores=scores).run()
 
 
-def _tokenizer_of(model: str, adapter: str | None, chat_template: str | None) -> PreTrainedTokenizerBase:
-    """The adapter's tokenizer and template where it has them, else the model's, with the template that is asked for."""
-    from xrlhf.errors import ModelError
-    from xrlhf.models.adapters import tokenizer_location
-    from xrlhf.models.tokenizer import read_tokenizer, set_chat_template
-
-    if adapter is None:
-        tokenizer = read_tokenizer(tokenizer_location(model))
-    elif Path(adapter).expanduser().is_dir():
-        tokenizer = read_tokenizer(tokenizer_location(adapter, model))
-        own = Path(adapter).expanduser() / "chat_template.jinja"
-        if own.is_file():
-            set_chat_template(tokenizer, str(own))
-    else:
-        try:
-            tokenizer = read_tokenizer(adapter)
-        except ModelError:
-            # Few adapters on a hub bring a tokenizer; what else is wrong with this one, loading it will say.
-            tokenizer = read_tokenizer(tokenizer_location(model))
-    if chat_template is not None:
-        set_chat_template(tokenizer, chat_template)
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"the tokenizer of {model!r} has no chat template, as base models often have none: name a model that was "
-            "trained to chat, or the template that it was trained with (--chat-template)"
-        )
-    return tokenizer
-
-
 def _answer_once(respondent: Respondent, messages: list[Message], *, show_scores: bool) -> None:
     """Print the answer and nothing else on the output; what there is to say about it goes to the error stream."""
     from xrlhf.cli.conversation import notes_of, printable, score_lines
@@ -171,14 +138,6 @@ def _answer_once(respondent: Respondent, messages: list[Message], *, show_scores
     notes = notes_of(reply, respondent.sampling.max_new_tokens)
     for line in [*notes, *(score_lines(reply) if show_scores else [])]:
         typer.echo(line, err=True)
-
-
-def _show_progress_to_terminals_alone() -> None:
-    """Keep the bars of loading out of files and pipes."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
 
 
 def _edit_lines() -> None:

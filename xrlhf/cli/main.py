@@ -16,6 +16,7 @@ from xrlhf.cli.convert import convert
 from xrlhf.cli.copy_cfg import copy_cfg
 from xrlhf.cli.env import env
 from xrlhf.cli.eval import EvalCommand, evaluate
+from xrlhf.cli.generate import generate
 from xrlhf.cli.lingering import linger
 from xrlhf.cli.list_cfg import list_cfg
 from xrlhf.cli.list_dataset_formats import list_dataset_formats
@@ -51,6 +52,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     score,
     chat,
     report,
+    generate,
     list_cfg,
     copy_cfg,
     list_dataset_formats,

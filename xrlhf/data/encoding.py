@@ -31,7 +31,14 @@ from xrlhf.data.targets import (
 from xrlhf.errors import DataError, ModelError
 from xrlhf.structures import Conversation, Group, TokenizedGroup, as_ids
 
-__all__ = ["GroupEncoder", "TargetRule", "Truncation", "shared_prefix_length", "tokenizer_fingerprint"]
+__all__ = [
+    "GroupEncoder",
+    "TargetRule",
+    "Truncation",
+    "shared_prefix_length",
+    "template_options",
+    "tokenizer_fingerprint",
+]
 
 Truncation = Literal["drop", "prompt", "end"]
 """What to do with a conversation over the limit: leave the group out, cut the prompt's beginning, cut the end."""
@@ -111,7 +118,7 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(item)
 
 
-def _template_options(group: Group) -> dict[str, Any] | RowError:
+def template_options(group: Group) -> dict[str, Any] | RowError:
     """What a row tells the chat template beside its messages: ``chat_template_kwargs`` and ``tools``."""
     options = group.meta.get("chat_template_kwargs") or {}
     if not isinstance(options, Mapping):
@@ -209,7 +216,7 @@ class GroupEncoder:
             ModelError: The tokenizer has no chat template but a group holds messages.
         """
         conversations = [conversation for group in groups for conversation in group.conversations()]
-        options = [options for group in groups for options in [_template_options(group)] * len(group.responses)]
+        options = [options for group in groups for options in [template_options(group)] * len(group.responses)]
         if self.targets is None:
             plain = self.encode_conversations(conversations, options)
             found: list[_Sequence | RowError] = [ids if isinstance(ids, RowError) else (ids, None) for ids in plain]

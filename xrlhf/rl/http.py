@@ -188,7 +188,7 @@ def _shown(answer: bytes) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def _retry_after(headers: Message) -> float:
+def _retry_after(headers: Message | None) -> float:
     """Seconds; a date, which is allowed too, counts as nothing said."""
-    value = (headers or {}).get("Retry-After", "")
+    value = "" if headers is None else str(headers.get("Retry-After", ""))
     return float(value) if value and value.strip().isdecimal() else 0.0

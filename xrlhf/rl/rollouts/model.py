@@ -200,7 +200,7 @@ class ModelRollouts:
         cache = growing_cache(model.config)
         logits = self._forward(model, cache, state, state.prompt_ids)
         of_prompt = torch.tensor([place for place, job in enumerate(jobs) for _ in job.numbers], device=device)
-        cache.reorder_cache(of_prompt)
+        cache.reorder_cache(cast(torch.LongTensor, of_prompt))
         logits = logits[of_prompt]
         state.take(of_prompt)
         # Which answers the rows of the batch are, and which of them have ended.
@@ -219,7 +219,7 @@ class ModelRollouts:
             tokens = drawn.tokens
             if num_ended * _FINISHED_SHARE >= len(rows):
                 kept = (~ended).nonzero().squeeze(1)
-                cache.reorder_cache(kept)
+                cache.reorder_cache(cast(torch.LongTensor, kept))
                 state.take(kept)
                 rows, ended, tokens = rows[kept], ended[kept], tokens[kept]
             state.add(tokens, self.max_length)
