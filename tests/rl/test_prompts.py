@@ -133,7 +133,8 @@ def test_prompts_that_cannot_be_encoded() -> None:
     rows = [AskedRow([{**USER, "content": "x" * 40}], None, {}), AskedRow("x" * 41, None, {}), AskedRow("x", None, {})]
     long, text, well = encoder.encode(list(enumerate(rows)))
     assert isinstance(long, RowError)
-    assert long.detail == "the prompt takes 70 tokens, the limit is 40"
+    # A byte a token: 40, "user" and "assistant", three control tokens and three ends of lines.
+    assert long.detail == "the prompt takes 59 tokens, the limit is 40"
     assert isinstance(text, RowError)
     assert isinstance(well, PromptRow)
     refused = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
