@@ -38,7 +38,7 @@ minibatches = 2
 max_rollouts = 100
 token_budget = 8192
 kl_coef = 0.01
-lr = 2e-4
+lr = 4e-4
 warmup_share = 0.05
 max_grad_norm = 1.0
 

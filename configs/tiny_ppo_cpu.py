@@ -42,7 +42,8 @@ token_budget = 8192
 kl_coef = 0.02
 kl_target = 10.0
 target_kl = 0.1
-lr = 2e-4
+lr = 3e-4
+value_lr = 3e-3
 warmup_share = 0.05
 max_grad_norm = 1.0
 
@@ -91,6 +92,7 @@ rewards = [dict(type=PracticeReward)]
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     max_grad_norm=max_grad_norm,
+    lr_by_part=dict(value_head=value_lr),
 )
 param_scheduler = [dict(type=LinearLR, start_factor=0.1, begin=0.0, end=warmup_share)]
 train_cfg = dict(

@@ -21,7 +21,7 @@ from xrlhf.engine.evaluate import evaluate
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.launch import Ranks
 from xrlhf.errors import CheckpointError, ConfigError
-from xrlhf.export.reward import convert
+from xrlhf.export.reward import export_checkpoint
 from xrlhf.models import causal_lm_from_config
 
 pytestmark = pytest.mark.usefixtures("package_logger")
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_of_one_division_of_the_run(recipe_of: Callable[..., Con
 def test_the_policy_of_a_checkpoint_can_be_exported(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
     recipe = recipe_of("tiny_ppo_cpu", max_rollouts=1)
     build_runner(recipe).train()
-    convert(recipe, tmp_path / "run" / "iter_4.pth", tmp_path / "exported")
+    export_checkpoint(recipe, tmp_path / "run" / "iter_4.pth", tmp_path / "exported")
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 

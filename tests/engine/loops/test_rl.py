@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from rl_toy import (
     ADAMW,
     SGD_OF_1,
@@ -181,6 +182,39 @@ def test_adapters_are_not_written_as_whole_weights(tmp_path: Path) -> None:
     run = rl_run(tiny_actor_critic(lora={"r": 2}), tmp_path, rollouts=CopyOfThePolicy(), **GRPO)
     with pytest.raises(ConfigError, match=r"^the policy trains adapters: set update='adapter' of the rollouts$"):
         steps(run, 1)
+
+
+class ToldOfAdapters(FixedRollouts):
+    """Keeps what it is told to load."""
+
+    update = "adapter"
+
+    def update_weights(self, folder: Path) -> None:
+        self.weights = load_file(folder / "adapter_model.safetensors")
+
+
+def test_adapters_are_written_alone(tmp_path: Path) -> None:
+    rollouts, model = ToldOfAdapters(), tiny_actor_critic(lora={"r": 2})
+    run = rl_run(model, tmp_path, rollouts=rollouts, rewards=RewardByPlace(), **GRPO)
+    steps(run, 3)
+    own = {name: value for name, value in model.backbone.state_dict().items() if "lora_" in name}
+    assert len(rollouts.weights) == len(own) > 0
+    # Those of the beginning of this rollout: one step was taken since.
+    moved = [value for name, value in own.items() if not torch.equal(value, rollouts.weights[plain(name)])]
+    assert moved
+    assert any(value.any() for name, value in rollouts.weights.items() if "lora_B" in name)
+
+
+def plain(name: str) -> str:
+    """As peft calls a weight in a file."""
+    return name.replace(".default", "")
+
+
+class RewardByPlace(TokenReward):
+    """Rewards by place, so that there is something to learn whatever is drawn."""
+
+    def rewards(self, rows: Sequence[PromptRow], samples: Sequence[Sequence[Sample]]) -> np.ndarray:
+        return np.tile(np.arange(len(samples[0]), dtype=np.float32), (len(rows), 1))
 
 
 # ---------------------------------------------------------------- stopping early, rewards that fail
