@@ -146,13 +146,30 @@ def test_the_report_of_a_dry_run(recipe_of: Callable[..., Config]) -> None:
         ({"rewards": ["x"]}, r"^rewards\.0 must be a dict with 'type', got str$"),
         ({"max_prompt_length": 510}, r"max_length is 510 and rollouts\.sampling\.max_new_tokens 8, but the model reads at"),
         ({"model.critic": "shared"}, r"^GroupRelative asks no critic: "),
-        ({"train_dataloader.groups_per_step": 4}, r"^train_dataloader has no option 'groups_per_step'; it takes dataset, "),
-        ({"val_dataloader.token_budget": 4}, r"^val_dataloader has no option 'token_budget'; it takes dataset"),
     ],
 )
 def test_a_recipe_that_is_refused(recipe_of: Callable[..., Config], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         list(dry_run(recipe_of("tiny_grpo_cpu", **changes), Ranks()))
+
+
+@pytest.mark.parametrize(
+    ("section", "option"), [("train_dataloader", "groups_per_step"), ("val_dataloader", "token_budget")]
+)
+def test_a_dataloader_of_prompts_with_an_option_of_others(
+    recipe_of: Callable[..., Config], section: str, option: str
+) -> None:
+    recipe = recipe_of("tiny_grpo_cpu")
+    recipe[section][option] = 4
+    with pytest.raises(ConfigError, match=rf"^{section} has no option '{option}'; it takes dataset"):
+        build_parts(recipe, Ranks())
+
+
+def test_validation_has_prompts_too(recipe_of: Callable[..., Config]) -> None:
+    recipe = recipe_of("tiny_grpo_cpu")
+    recipe.val_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").val_dataloader
+    with pytest.raises(ConfigError, match=r"^train_dataloader holds prompts: set val_dataloader\.dataset\.type to Prompt"):
+        build_parts(recipe, Ranks())
 
 
 def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], policy: Path) -> None:
@@ -163,6 +180,7 @@ def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], 
         evaluate(recipe, "anything", CpuDevice())
     given = load_recipe(SHIPPED / "tiny_dpo_cpu.py", [f"pretrained_model_name_or_path={str(policy)!r}"])
     given.train_dataloader = recipe.train_dataloader
+    given.val_dataloader = None
     with pytest.raises(ConfigError, match=r"holds prompts alone, and a PolicyModel learns from given answers: set"):
         build_parts(given, Ranks())
     recipe.train_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").train_dataloader

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xrlhf.data.dataset import check_source, fold_of, resolve_map_fn
-from xrlhf.data.encoding import GroupEncoder
+from xrlhf.data.encoding import GroupEncoder, template_options
 from xrlhf.data.plan import GroupStream
 from xrlhf.data.reasons import Reason, RowError
 from xrlhf.data.sources import RawRow, open_source
@@ -146,7 +146,7 @@ class PromptDataset:
         chunk: list[tuple[RawRow, Group]] = []
 
         def finish() -> None:
-            found = self._encode([group.prompt for _, group in chunk])
+            found = self._encode([group for _, group in chunk])
             for (raw, group), ids in zip(chunk, found, strict=True):
                 if not isinstance(ids, RowError) and len(ids) > self.max_length:
                     ids = RowError(Reason.TOO_LONG, f"{len(ids)} tokens, the limit is {self.max_length}")
@@ -173,11 +173,17 @@ class PromptDataset:
         report.num_groups = len(prompts)
         return prompts, keys
 
-    def _encode(self, prompts: Sequence[Conversation]) -> list[np.ndarray | RowError]:
-        """Ids up to where the answer begins."""
-        found = self.encoder.encode_conversations([prompt for prompt in prompts if not isinstance(prompt, str)])
-        of_messages = iter(found)
-        encoded = [self._encode_text(prompt) if isinstance(prompt, str) else next(of_messages) for prompt in prompts]
+    def _encode(self, groups: Sequence[Group]) -> list[np.ndarray | RowError]:
+        """Ids of prompts up to where the answer begins."""
+        of_messages = [group for group in groups if not isinstance(group.prompt, str)]
+        found = iter(
+            self.encoder.encode_conversations(
+                [group.prompt for group in of_messages], [template_options(group) for group in of_messages]
+            )
+        )
+        encoded = [
+            self._encode_text(group.prompt) if isinstance(group.prompt, str) else next(found) for group in groups
+        ]
         nothing = RowError(Reason.NO_PROMPT, "the prompt has no token")
         return [ids if isinstance(ids, RowError) or len(ids) else nothing for ids in encoded]
 
