@@ -76,7 +76,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_what_is_generated_is_trained_on(
-    name: str, options: list[str], map_fn: str, models: Path, tmp_path: Path, tiny_recipe: Callable[..., Path], xrlhf: Run
+    name: str,
+    options: list[str],
+    map_fn: str,
+    models: Path,
+    tmp_path: Path,
+    tiny_recipe: Callable[..., Path],
+    xrlhf: Run,
 ) -> None:
     out = tmp_path / f"{name}.jsonl"
     options = [str(models / "reward") if option == "reward" else option for option in options]

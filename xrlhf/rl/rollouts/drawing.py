@@ -63,13 +63,28 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling, history: Tensor |
         said = logits.gather(1, history)
         penalty = sampling.repetition_penalty
         changed = logits.scatter(1, history, torch.where(said < 0, said * penalty, said / penalty))
-    tokens = changed.argmax(dim=1) if sampling.greedy else _inverse(_narrowed(changed, sampling), uniforms)
-    logps = logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-    return Drawn(tokens, logps)
+    if sampling.greedy:
+        tokens = changed.argmax(dim=1)
+        return Drawn(tokens, _chosen(logits, tokens) - logits.logsumexp(dim=1))
+    narrowed = _narrowed(changed, sampling)
+    most = narrowed.amax(dim=1, keepdim=True)
+    cumulative = (narrowed - most).exp_().cumsum_(dim=1)
+    tokens = _inverse(cumulative, uniforms)
+    if narrowed is logits:
+        # Nothing was changed, so what normalises the draw is there already.
+        return Drawn(tokens, _chosen(logits, tokens) - most.squeeze(1) - cumulative[:, -1].log())
+    # Sums made in parallel need not rise evenly, so that rounding could point at what was ruled out.
+    tokens = torch.where(_chosen(narrowed, tokens) == -torch.inf, narrowed.argmax(dim=1), tokens)
+    return Drawn(tokens, _chosen(logits, tokens) - logits.logsumexp(dim=1))
+
+
+def _chosen(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(1, tokens[:, None]).squeeze(1)
 
 
 def _narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
-    """(R, V) probabilities after temperature, top-k and top-p."""
+    """(R, V) logits after temperature, top-k and top-p, minus infinity for what is ruled out; the same ones where
+    nothing changes."""
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
@@ -82,15 +97,19 @@ def _narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
         beyond = probabilities.cumsum(dim=1) - probabilities >= sampling.top_p
         beyond[:, 0] = False
         logits = logits.masked_fill(beyond.scatter(1, places, beyond), -torch.inf)
-    return logits.softmax(dim=1)
+    return logits
 
 
-def _inverse(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """(R,) int64: the first token up to which more than the uniform share of all probability lies."""
-    cumulative = probabilities.cumsum(dim=1)
+def _inverse(cumulative: Tensor, uniforms: Tensor) -> Tensor:
+    """(R,) int64: the first token up to which more than the uniform share of all weight lies.
+
+    Args:
+        cumulative: (R, V), sums of the weights of all tokens up to each.
+        uniforms: (R,) in [0, 1).
+    """
     total = cumulative[:, -1]
     # Rounding must not carry the point up to the total, beyond which nothing lies.
     points = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, points[:, None], right=True).squeeze(1)
-    # Where the probabilities are no numbers, so that the caller can say so.
-    return tokens.clamp_(max=probabilities.shape[1] - 1)
+    # Beyond the end where the weights are no numbers, which the log-probabilities then show.
+    return tokens.clamp_(max=cumulative.shape[1] - 1)
