@@ -184,5 +184,8 @@ def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], 
     with pytest.raises(ConfigError, match=r"holds prompts alone, and a PolicyModel learns from given answers: set"):
         build_parts(given, Ranks())
     recipe.train_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").train_dataloader
-    with pytest.raises(ConfigError, match=r"^an ActorCritic draws its own answers: set train_dataloader\.dataset\.type"):
+    recipe.val_dataloader = None
+    with pytest.raises(
+        ConfigError, match=r"^an ActorCritic draws its own answers: set train_dataloader\.dataset\.type"
+    ):
         build_parts(recipe, Ranks())

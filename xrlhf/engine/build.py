@@ -191,15 +191,15 @@ def build_prompt_loaders(
 ) -> tuple[PromptLoader, PromptEvalLoader | None]:
     """The prompts of a recipe to learn from and to be judged by, of which this process sees its share."""
     options = _loader_options(recipe, "train_dataloader", {"prompts_per_rollout", "token_budget"}, {"shuffle"})
-    place = {"rank": ranks.rank, "world_size": ranks.world_size}
     prompts = build_prompts(recipe, "train_dataloader", tokenizer)
-    loader = PromptLoader(prompts, seed=seed_of(recipe), **place, **options)
+    loader = PromptLoader(prompts, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
     if not recipe.get("val_dataloader"):
         return loader, None
     if not holds_prompts(recipe, "val_dataloader"):
         raise ConfigError("train_dataloader holds prompts: set val_dataloader.dataset.type to PromptDataset too")
     _loader_options(recipe, "val_dataloader", set(), set())
-    return loader, PromptEvalLoader(build_prompts(recipe, "val_dataloader", tokenizer), **place)
+    prompts = build_prompts(recipe, "val_dataloader", tokenizer)
+    return loader, PromptEvalLoader(prompts, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> Parts:

@@ -67,7 +67,8 @@ def draw_and_reward(
     mine = range(strategy.rank, len(rows), strategy.world_size)
     own = [rows[position] for position in mine]
     samples: list[list[Sample]] = []
-    found, parts = np.empty((0, k)), {}
+    found = np.empty((0, k))
+    parts: Mapping[str, np.ndarray] = {}
     began = drawn = time.perf_counter()
     failure: TrainingError | None = None
     try:
