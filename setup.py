@@ -25,13 +25,21 @@ EXTRAS = {
     "hpu": ["habana-torch-plugin"],
     "modelscope": ["modelscope>=1.40"],
     "wandb": ["wandb>=0.19"],
+    "serve": ["fastapi>=0.115", "httpx>=0.27", "prometheus-client>=0.20", "uvicorn>=0.30"],
     "report": ["matplotlib>=3.8"],
-    "test": ["hypothesis>=6.100", "playwright>=1.50", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
+    "test": [
+        *("hypothesis>=6.100", "playwright>=1.50", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"),
+        "schemathesis>=4",
+    ],
     "lint": ["mypy>=1.15", "ruff>=0.11"],
     "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8", "sphinx-copybutton>=0.5"],
 }
 EXTRAS["dev"] = sorted(
-    {package for name in ("test", "lint", "docs", "report", "deepspeed", "quantised") for package in EXTRAS[name]}
+    {
+        package
+        for name in ("test", "lint", "docs", "report", "serve", "deepspeed", "quantised")
+        for package in EXTRAS[name]
+    }
 )
 
 setup(

@@ -12,8 +12,6 @@ The critic begins as the reward model, whose score head is the first value head.
 
 from mmengine.optim import LinearLR
 from torch.optim import AdamW
-from xrlhf.rl.rewards import RewardModelReward
-from xrlhf.rl.rollouts import ModelRollouts
 
 from xrlhf.data import PromptDataset
 from xrlhf.data.map_fns import ultrafeedback_cleaned_map_fn
@@ -23,6 +21,8 @@ from xrlhf.losses.policy_gradient import PolicyGradientLoss
 from xrlhf.losses.value import ValueLoss
 from xrlhf.models import ActorCritic, backbone_from_pretrained, causal_lm_from_pretrained, load_tokenizer
 from xrlhf.rl import GAE
+from xrlhf.rl.rewards import RewardModelReward
+from xrlhf.rl.rollouts import ModelRollouts
 
 _base_ = "_base_/runtime.py"
 

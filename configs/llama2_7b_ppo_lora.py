@@ -14,8 +14,6 @@ a tokenizer. Adapters have no dropout here, so that importance ratios begin at 1
 """
 
 from torch.optim import AdamW
-from xrlhf.rl.rewards import RewardModelReward
-from xrlhf.rl.rollouts import ModelRollouts
 
 from xrlhf.data import PromptDataset
 from xrlhf.data.map_fns import orca_dpo_pairs_map_fn
@@ -25,6 +23,8 @@ from xrlhf.losses.policy_gradient import PolicyGradientLoss
 from xrlhf.losses.value import ValueLoss
 from xrlhf.models import ActorCritic, causal_lm_from_pretrained, load_tokenizer
 from xrlhf.rl import GAE
+from xrlhf.rl.rewards import RewardModelReward
+from xrlhf.rl.rollouts import ModelRollouts
 
 _base_ = "_base_/runtime.py"
 

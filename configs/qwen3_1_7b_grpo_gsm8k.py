@@ -11,8 +11,6 @@ reference, so none is held.
 
 from mmengine.optim import LinearLR
 from torch.optim import AdamW
-from xrlhf.rl.rewards import GSM8KReward
-from xrlhf.rl.rollouts import ModelRollouts
 
 from xrlhf.data import PromptDataset, prompt_map_fn
 from xrlhf.data.sources import HubSource
@@ -20,6 +18,8 @@ from xrlhf.engine.loops import RewardValLoop, RLTrainLoop
 from xrlhf.losses.policy_gradient import PolicyGradientLoss
 from xrlhf.models import ActorCritic, causal_lm_from_pretrained, load_tokenizer
 from xrlhf.rl import GroupRelative
+from xrlhf.rl.rewards import GSM8KReward
+from xrlhf.rl.rollouts import ModelRollouts
 
 _base_ = "_base_/runtime.py"
 

@@ -12,8 +12,6 @@ A reward model takes the rule's place with
 
 from mmengine.optim import LinearLR
 from torch.optim import AdamW
-from xrlhf.rl.rewards import PracticeReward
-from xrlhf.rl.rollouts import ModelRollouts
 
 from xrlhf.data import PromptDataset
 from xrlhf.data.practice import PracticeSource, practice_rated_map_fn
@@ -21,6 +19,8 @@ from xrlhf.engine.loops import RewardValLoop, RLTrainLoop
 from xrlhf.losses.policy_gradient import PolicyGradientLoss
 from xrlhf.models import ActorCritic, causal_lm_from_pretrained, load_tokenizer
 from xrlhf.rl import GroupRelative
+from xrlhf.rl.rewards import PracticeReward
+from xrlhf.rl.rollouts import ModelRollouts
 
 _base_ = "_base_/runtime.py"
 

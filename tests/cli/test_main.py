@@ -21,8 +21,8 @@ from xrlhf.errors import CheckpointError, TrainingError
 from xrlhf.version import __version__
 
 COMMANDS = [
-    *("train", "test", "score", "chat", "eval", "list-cfg", "copy-cfg", "list-dataset-formats", "check-dataset"),
-    *("log-dataset", "env", "report", "convert pth_to_hf", "convert merge", "convert split"),
+    *("train", "test", "score", "serve", "chat", "generate", "eval", "list-cfg", "copy-cfg", "list-dataset-formats"),
+    *("check-dataset", "log-dataset", "env", "report", "convert pth_to_hf", "convert merge", "convert split"),
 ]
 
 

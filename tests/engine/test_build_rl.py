@@ -14,11 +14,11 @@ from mmengine.hooks import Hook
 
 from xrlhf.config import load_recipe
 from xrlhf.data.practice import practice_tokenizer
+from xrlhf.devices import CpuDevice
 from xrlhf.engine.build import build_dataset, build_parts, build_runner, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint
 from xrlhf.engine.dry_run import dry_run
 from xrlhf.engine.evaluate import evaluate
-from xrlhf.devices import CpuDevice
 from xrlhf.engine.launch import Ranks
 from xrlhf.errors import CheckpointError, ConfigError
 from xrlhf.export.reward import export_checkpoint
@@ -144,7 +144,10 @@ def test_the_report_of_a_dry_run(recipe_of: Callable[..., Config]) -> None:
     [
         ({"rewards": []}, r"has no list 'rewards' of what answers are rewarded by"),
         ({"rewards": ["x"]}, r"^rewards\.0 must be a dict with 'type', got str$"),
-        ({"max_prompt_length": 510}, r"max_length is 510 and rollouts\.sampling\.max_new_tokens 8, but the model reads at"),
+        (
+            {"max_prompt_length": 510},
+            r"max_length is 510 and rollouts\.sampling\.max_new_tokens 8, but the model reads at",
+        ),
         ({"model.critic": "shared"}, r"^GroupRelative asks no critic: "),
     ],
 )
@@ -168,13 +171,17 @@ def test_a_dataloader_of_prompts_with_an_option_of_others(
 def test_validation_has_prompts_too(recipe_of: Callable[..., Config]) -> None:
     recipe = recipe_of("tiny_grpo_cpu")
     recipe.val_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").val_dataloader
-    with pytest.raises(ConfigError, match=r"^train_dataloader holds prompts: set val_dataloader\.dataset\.type to Prompt"):
+    with pytest.raises(
+        ConfigError, match=r"^train_dataloader holds prompts: set val_dataloader\.dataset\.type to Prompt"
+    ):
         build_parts(recipe, Ranks())
 
 
 def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], policy: Path) -> None:
     recipe = recipe_of("tiny_grpo_cpu")
-    with pytest.raises(ConfigError, match=r"^train_dataloader of .* holds prompts alone, whose answers are drawn while"):
+    with pytest.raises(
+        ConfigError, match=r"^train_dataloader of .* holds prompts alone, whose answers are drawn while"
+    ):
         build_dataset(recipe, "train_dataloader", build_tokenizer(recipe))
     with pytest.raises(ConfigError, match=r"is validated by answers that its policy draws, while it trains: "):
         evaluate(recipe, "anything", CpuDevice())

@@ -332,6 +332,9 @@ def save_reward_stand_in(name: str, folder: Path) -> None:
     options = {**TINY, **FAMILIES[stand_in.model_type], "max_position_embeddings": 4096, **stand_in.config}
     options = {key: value for key, value in options.items() if value is not None}
     register_internlm2()
+    if stand_in.model_type == "internlm2":
+        # Its scores are read at a token that its config names.
+        options["reward_token_id"] = byte_tokenizer(CHATML).convert_tokens_to_ids("<|im_end|>")
     torch.manual_seed(1)
     backbone_from_config(stand_in.model_type, head_init="normal", **options).save_pretrained(folder)
     byte_tokenizer(stand_in.template or CHATML, **stand_in.special).save_pretrained(folder)

@@ -52,7 +52,7 @@ def test_a_ratio_beyond_the_threshold_teaches_nothing() -> None:
 
 
 def test_the_divergence_and_the_entropy_as_terms() -> None:
-    """A 0, so that nothing else is left. x = ln 2 at the first token: k3 = ln 2 - .5; the second is at its reference."""
+    """A 0, so that nothing else is left. x = ln 2 at the first token: k3 = ln 2 - .5; the second has x = 0."""
     tokens = drawn([1.0, 1.0], [0.0, 0.0])
     tokens = tokens._replace(
         reference=tokens.logps - torch.tensor([math.log(2), 0.0]), entropy=torch.tensor([1.0, 2.0])

@@ -23,6 +23,7 @@ from xrlhf.cli.list_dataset_formats import list_dataset_formats
 from xrlhf.cli.log_dataset import log_dataset
 from xrlhf.cli.report import report
 from xrlhf.cli.score import ALL_RESPONSES, score
+from xrlhf.cli.serve import serve
 from xrlhf.cli.test import test
 from xrlhf.cli.train import INTERRUPTED, NEWEST, train
 from xrlhf.errors import UserError, XrlhfError
@@ -50,6 +51,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     train,
     test,
     score,
+    serve,
     chat,
     report,
     generate,

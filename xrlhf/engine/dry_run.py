@@ -198,4 +198,3 @@ def _tokenizer_and_workload(recipe: Config, num_devices: int) -> tuple[Any, Work
 def _count(model: nn.Module) -> tuple[int, int]:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-

@@ -157,8 +157,8 @@ def _parameter_groups(model: nn.Module, decay_all: bool, lr_by_part: Mapping[str
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = next((part for part in lr_by_part if f"{name}.".startswith(f"{part}.")), None)
-            found[part, parameter.ndim > 1 or decay_all].append(parameter)
+            owner = next((part for part in lr_by_part if f"{name}.".startswith(f"{part}.")), None)
+            found[owner, parameter.ndim > 1 or decay_all].append(parameter)
     if not any(found.values()):
         raise ModelError("no parameter of the model is trainable")
     for part in lr_by_part:

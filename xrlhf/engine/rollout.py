@@ -27,7 +27,6 @@ POLICY_FOLDER = "policy_weights"
 """Where in a run's directory the policy is written for servers."""
 
 
-
 @dataclass(frozen=True)
 class Drawn:
     """Answers and rewards of some prompts, in the order in which they were asked for.

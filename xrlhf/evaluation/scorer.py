@@ -114,17 +114,21 @@ class Scorer:
             return results
         lengths = np.array([item.num_tokens for _, item in usable])
         for members in plan_whole_set(lengths, world_size=1, token_budget=self.token_budget)[0]:
-            batch = pack([usable[int(m)][1] for m in members]).to(self.device.torch_device)
-            with torch.inference_mode():
-                scores = self.model.score(batch).cpu()
-            if not bool(scores.isfinite().all()):
+            scores = self.score_together([usable[int(m)][1] for m in members])
+            if not np.isfinite([score for row in scores for score in row]).all():
                 raise ModelError(
                     "the model gives scores that are not finite: its weights are damaged, or too large for its dtype"
                 )
-            for row, member in zip(scores.tolist(), members, strict=True):
-                index, group = usable[int(member)]
-                results[index] = row[: len(group.response_ids)]
+            for row, member in zip(scores, members, strict=True):
+                results[usable[int(member)][0]] = row
         return results
+
+    def score_together(self, groups: Sequence[TokenizedGroup]) -> list[list[float]]:
+        """Scores of groups in one forward pass, whatever their number of tokens; they may be anything but numbers."""
+        batch = pack(groups).to(self.device.torch_device)
+        with torch.inference_mode():
+            scores = self.model.score(batch).cpu()
+        return [row[: len(group.response_ids)] for row, group in zip(scores.tolist(), groups, strict=True)]
 
 
 def _end_with_reward_token(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -86,7 +86,9 @@ class ActorCritic(PolicyModel):
         kind = _kind_of_critic(critic, value_loss, critic_lora)
         if static_shapes or layout == "padded":
             why = "this device needs static shapes" if static_shapes else "layout='padded'"
-            raise ModelError(f"drawn answers are learnt from on packed rows, and {why}: choose another device or layout")
+            raise ModelError(
+                f"drawn answers are learnt from on packed rows, and {why}: choose another device or layout"
+            )
         super().__init__(
             backbone,
             tokenizer=tokenizer,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from rl_toy import (
     ADAMW,
     SGD_OF_1,
@@ -27,6 +26,7 @@ from rl_toy import (
     steps,
     tiny_actor_critic,
 )
+from safetensors.torch import load_file
 
 from xrlhf.engine.checkpoint import load_checkpoint
 from xrlhf.errors import CheckpointError, ConfigError, RewardError
