@@ -139,7 +139,7 @@ def test_what_goes_wrong_is_said(page: Any) -> None:
     page.get_by_role("button", name="Score", exact=True).click()
     page.get_by_text("Write at least one answer.").wait_for()
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("First model").fill('{"prompt": "a"}')
+    page.get_by_label("First model", exact=True).fill('{"prompt": "a"}')
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_text("First model, line 1: expected prompt and response.").wait_for()
 
@@ -152,8 +152,8 @@ def test_two_models_are_compared(page: Any, model: Path) -> None:
     first = {PROMPT: ANSWERS[0], "Say hello.": "Hello!", "Who?": "Me."}
     second = {PROMPT: ANSWERS[1], "Say hello.": "No."}
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("First model").fill(said(first))
-    page.get_by_label("Second model").fill(said(second))
+    page.get_by_label("First model", exact=True).fill(said(first))
+    page.get_by_label("Second model", exact=True).fill(said(second))
     page.get_by_role("button", name="Compare", exact=True).click()
     status = page.get_by_text("1 answers have no partner and were left out.")
     status.wait_for()

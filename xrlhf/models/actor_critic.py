@@ -86,9 +86,7 @@ class ActorCritic(PolicyModel):
         kind = _kind_of_critic(critic, value_loss, critic_lora)
         if static_shapes or layout == "padded":
             why = "this device needs static shapes" if static_shapes else "layout='padded'"
-            raise ModelError(
-                f"drawn answers are learnt from on packed rows, and {why}: choose another device or layout"
-            )
+            raise ModelError(f"an ActorCritic is trained on packed rows, and {why}: choose another device or layout")
         super().__init__(
             backbone,
             tokenizer=tokenizer,
@@ -105,7 +103,7 @@ class ActorCritic(PolicyModel):
         )
         if self.layout != "packed":
             raise ModelError(
-                f"drawn answers are learnt from on packed rows, which {type(self.hf_model).__name__} cannot read: choose "
+                f"an ActorCritic is trained on packed rows, which {type(self.hf_model).__name__} cannot read: choose "
                 "another model"
             )
         self.critic_kind = kind

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from fastapi import Body as BodyParameter
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import Discriminator, Tag
 from starlette.exceptions import HTTPException
 
 from xrlhf.serving.gate import Application, Gate
+from xrlhf.serving.page import make_page
 from xrlhf.serving.protocols import ROUTES, Call, ErrorShape, Route, error_shape
 from xrlhf.serving.refusal import Refusal, RefusalKind
 from xrlhf.serving.service import RewardService
@@ -44,10 +45,10 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> Applicat
         service: Gives the scores.
         api_key: What clients have to send on every route but health and readiness; None for nothing.
     """
-    return Gate(build_routes(service), service.limits, service.metrics, api_key)
+    return Gate(build_routes(service, needs_key=api_key is not None), service.limits, service.metrics, api_key)
 
 
-def build_routes(service: RewardService) -> FastAPI:
+def build_routes(service: RewardService, *, needs_key: bool = False) -> FastAPI:
     """The routes alone, with their OpenAPI description at ``/openapi.json``."""
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(
@@ -60,6 +61,7 @@ def build_routes(service: RewardService) -> FastAPI:
     for route in ROUTES.values():
         _add(app, route, service)
     _add_health(app, service)
+    _add_page(app, service, needs_key=needs_key)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _failed)
@@ -143,6 +145,18 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     """What nobody foresaw; it goes on from here to the log."""
     return _refused(Refusal(RefusalKind.FAILED, "internal error"), error_shape(request.url.path))
+
+
+def _add_page(app: FastAPI, service: RewardService, *, needs_key: bool) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The page to look at scores, and to label."""
+        try:
+            # Whoever has no key is not told what the model is called.
+            made = make_page("A reward model" if needs_key else service.model.name, needs_key=needs_key)
+        except Refusal as refusal:
+            return _refused(refusal, error_shape("/"))
+        return HTMLResponse(made.html, headers=made.headers)
 
 
 def _add_health(app: FastAPI, service: RewardService) -> None:

@@ -28,8 +28,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_ROUTES = ("/health", "/ready")
-"""Routes that need no key: they tell a load balancer nothing but that the server is there."""
+OPEN_ROUTES = ("/", "/health", "/ready")
+"""Routes that need no key: they tell nothing but that the server is there. The page asks for a key itself."""
 
 _KNOWN = {*ROUTES, *OPEN_ROUTES, "/info", "/metrics", "/openapi.json"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
