@@ -103,7 +103,8 @@ def make_rows(model: str, count: int, generator: random.Random) -> list[Row]:
         question = [{"role": "user", "content": prompt}]
         groups.append(Group(question, tuple([{"role": "assistant", "content": answer}] for answer in answers)))
         tokenizer = scorer.encoder.tokenizer
-        texts = [str(tokenizer.apply_chat_template(one, tokenize=False)) for one in groups[-1].conversations()]
+        spoken = [[*question, {"role": "assistant", "content": answer}] for answer in answers]
+        texts = [str(tokenizer.apply_chat_template(one, tokenize=False)) for one in spoken]
         rows.append(Row(prompt, answers, texts, []))
     for row, scores in zip(rows, scorer.score(groups), strict=True):
         if not isinstance(scores, list):

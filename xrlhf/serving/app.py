@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Body as BodyParameter
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import Discriminator, Tag
 from starlette.exceptions import HTTPException
 
@@ -99,7 +99,7 @@ def _body_type(route: Route) -> Any:
     if len(route.endpoints) == 1:
         return Annotated[route.endpoints[0].body, BodyParameter()]
     tagged = [Annotated[endpoint.body, Tag(endpoint.key)] for endpoint in route.endpoints]
-    return Annotated[reduce(or_, tagged), Discriminator(_tag_of(route)), BodyParameter()]  # type: ignore[arg-type]
+    return Annotated[reduce(or_, tagged), Discriminator(_tag_of(route)), BodyParameter()]
 
 
 def _tag_of(route: Route) -> Callable[[Any], str]:
@@ -177,7 +177,7 @@ def _add_health(app: FastAPI, service: RewardService) -> None:
             {"status": obstacle}, status_code=503, headers={"Retry-After": str(service.limits.retry_after)}
         )
 
-    @app.get("/metrics", tags=["server"])
+    @app.get("/metrics", tags=["server"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts and times in the text format of Prometheus."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -198,7 +198,7 @@ def _add_health(app: FastAPI, service: RewardService) -> None:
             {
                 **model.describe(),
                 "activation": {
-                    " ".join(filter(None, (route.path, len(route.endpoints) > 1 and f"({endpoint.key})"))): (
+                    f"{route.path} ({endpoint.key})" if len(route.endpoints) > 1 else route.path: (
                         endpoint.activation or model.activation
                     )
                     for route in ROUTES.values()

@@ -170,11 +170,11 @@ class Batcher:
             Refusal: The model failed on these groups, or gives scores that are not finite.
         """
         loop = asyncio.get_running_loop()
-        answered = loop.create_future()
+        answered: asyncio.Future[None] = loop.create_future()
 
         def done() -> None:
             try:
-                loop.call_soon_threadsafe(lambda: answered.done() or answered.set_result(None))
+                loop.call_soon_threadsafe(_set, answered)
             except RuntimeError:
                 # The loop is closed, so nobody waits any more.
                 logger.debug("an answer came after the server had ended")
@@ -327,3 +327,9 @@ class Batcher:
                     RefusalKind.FAILED, f"the model failed on this request: {type(error).__name__}"
                 )
                 part.request.end()
+
+
+def _set(answered: asyncio.Future[None]) -> None:
+    """Wake whoever waits, unless nobody does any more."""
+    if not answered.done():
+        answered.set_result(None)

@@ -92,7 +92,7 @@ def serve(
     """
     service = RewardService(settings.limits, Metrics())
     config = uvicorn.Config(
-        build_app(service, api_key=settings.api_key),  # type: ignore[arg-type]
+        build_app(service, api_key=settings.api_key),
         lifespan="off",
         log_config=None,
         # Whoever sends what is no HTTP is told so; it is no news for the server's log.

@@ -85,7 +85,7 @@ class _Inputs(_Options):
             return [RawText(given, add_special_tokens=special)]
         assert given is not None
         if given and isinstance(given[0], int):
-            return [RawIds(given)]  # type: ignore[arg-type]
+            return [RawIds(given)]
         return [
             RawText(item, add_special_tokens=special) if isinstance(item, str) else RawIds(item)  # type: ignore[arg-type]
             for item in given
