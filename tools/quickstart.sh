@@ -6,31 +6,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/install.sh
 
-out=${1:-work_dirs/quickstart}
+source tools/steps.sh
 xrlhf=${VENV:-.venv}/bin/xrlhf
 python=${VENV:-.venv}/bin/python
 # Nothing here needs a model hub.
 export HF_HUB_OFFLINE=1
-
-if [[ -e $out && ! -e $out/quickstart.log ]]; then
-    echo "error: $out exists and is not from a quick start: name another directory" >&2
-    exit 2
-fi
-rm -rf "$out"
-mkdir -p "$out"
-log=$out/quickstart.log
-
-step() { # what, then the command; its output goes to the log
-    local what=$1 began=$SECONDS
-    shift
-    printf '%-52s' "$what"
-    if ! "$@" >>"$log" 2>&1; then
-        echo "failed; the end of $log:" >&2
-        tail -n 20 "$log" >&2
-        exit 1
-    fi
-    printf '%4d s\n' $((SECONDS - began))
-}
+fresh_folder "${1:-work_dirs/quickstart}" quickstart.log
 
 step "1 train   configs/tiny_reward_cpu.py" "$xrlhf" train configs/tiny_reward_cpu.py --work-dir "$out/run"
 checkpoint=$out/run/$(cat "$out/run/last_checkpoint")

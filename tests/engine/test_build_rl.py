@@ -76,6 +76,16 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_source_of_weight_0_is_watched_in_validation(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
+    rewards = [{"type": "PracticeReward"}, {"type": "PracticeReward", "name": "twice", "weight": 0.0}]
+    recipe = recipe_of("tiny_grpo_cpu", work_dir=str(tmp_path / "run"), rewards=rewards)
+    build_runner(recipe).train()
+    validated = [row for row in scalars(tmp_path / "run") if "val/reward" in row]
+    assert len(validated) == 2
+    for row in validated:
+        assert row["val/reward_practice"] == row["val/reward_twice"] == pytest.approx(row["val/reward"], abs=1e-5)
+
+
 @pytest.mark.parametrize(("name", "steps"), [("tiny_grpo_cpu", 6), ("tiny_ppo_cpu", 12)])
 def test_a_shipped_recipe_trains_and_goes_on(
     recipe_of: Callable[..., Config], tmp_path: Path, name: str, steps: int

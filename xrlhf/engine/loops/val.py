@@ -120,6 +120,7 @@ class RewardValLoop(_ValLoop):
         means = {"reward": float(drawn.rewards[counted].mean())} if counted.any() else {}
         return {
             **means,
+            **drawn.parts,
             "answer_length": float(np.mean([len(answer.ids) for answer in answers])),
             "end_share": float(np.mean([answer.ending == "stop" for answer in answers])),
             "num_answers": float(len(answers)),
