@@ -7,7 +7,7 @@ Needs:   2 CPU cores, 2 GiB of memory, and the model that is made before:
 Expect:  a held-out reward that rises from -0.3 to 5.7 in 60 rollouts; the best answer has 6 points
 
 A reward model takes the rule's place with
---cfg-options "rewards=[dict(type='RewardModelReward', path='work_dirs/tiny_reward_hf')]".
+--cfg-options "rewards=[{'type': 'RewardModelReward', 'path': 'work_dirs/tiny_reward_hf'}]".
 """
 
 from mmengine.optim import LinearLR

@@ -222,10 +222,11 @@ class PromptDataset:
         return lines
 
     def report(self) -> dict[str, Any]:
-        """The same counts as data, by source."""
+        """The same counts as data, by source, with the tokens of the prompts."""
+        lengths = np.split(self.num_tokens(), np.cumsum(self.sizes)[:-1])
         return {
-            name: {**report.to_json(), "num_groups_used": size}
-            for name, report, size in zip(self.names, self.reports, self.sizes, strict=True)
+            name: {**report.to_json(), "num_groups_used": len(of_source), "num_tokens": int(of_source.sum())}
+            for name, report, of_source in zip(self.names, self.reports, lengths, strict=True)
         }
 
 
