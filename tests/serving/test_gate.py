@@ -22,7 +22,7 @@ KEY = "sesame-7"
 def test_without_the_key_nothing_is_told(serving: Callable[..., Any], header: str | None) -> None:
     client = serving(api_key=KEY)
     headers = {} if header is None else {"Authorization": header}
-    for path in [*ROUTES, "/info", "/metrics", "/openapi.json", "/", "/no-such-route"]:
+    for path in [*ROUTES, "/info", "/metrics", "/openapi.json", "/no-such-route"]:
         method = "POST" if path in ROUTES else "GET"
         response = client.request(method, path, headers=headers, json=ROW if method == "POST" else None)
         assert response.status_code == 401, path
@@ -36,6 +36,19 @@ def test_with_the_key_everything_is(serving: Callable[..., Any]) -> None:
         response = client.post("/v1/rewards", json=ROW, headers={"Authorization": f"{scheme} {KEY}"})
         assert response.status_code == 200
     assert client.get("/info", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+def test_the_page_needs_no_key_and_does_not_name_the_model(serving: Callable[..., Any]) -> None:
+    with_key = serving(api_key=KEY).get("/")
+    assert with_key.status_code == 200
+    assert 'id="key"' in with_key.text
+    assert KEY not in with_key.text
+    assert "tiny_reward" not in with_key.text
+    without = serving().get("/")
+    assert "<h1>tiny_reward</h1>" in without.text
+    assert 'id="key"' not in without.text
+    assert "default-src 'none'" in without.headers["content-security-policy"]
+    assert serving(loaded=False).get("/").status_code == 503
 
 
 def test_health_and_readiness_need_no_key(serving: Callable[..., Any]) -> None:
