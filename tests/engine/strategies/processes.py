@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["run_processes"]
 
 
-def run_processes(worker: Path, folder: Path, timeout_seconds: float = 300.0, *, world_size: int = 2) -> None:
+def run_processes(worker: Path, folder: Path, timeout_seconds: float = 900.0, *, world_size: int = 2) -> None:
     """Run ``worker`` as all ranks of ``world_size``, told its rank, their number, a port and ``folder``, to the end."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
