@@ -17,6 +17,8 @@ from xrlhf.registry import LOSSES
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 POLICY = "xrlhf.losses.policy."
+OF_DRAWN_ANSWERS = ("xrlhf.losses.policy_gradient", "xrlhf.losses.value")
+"""What reinforcement learning learns by, which docs/ppo.md explains together."""
 BEGIN, END = "<!-- table of objectives: written by tools/objective_table.py -->", "<!-- end of the table -->"
 _COLUMNS = ("objective", "formula", "data it needs", "when to choose it", "source", "test")
 
@@ -66,7 +68,11 @@ def row(loss: type[nn.Module]) -> list[str]:
 def objectives() -> list[type[nn.Module]]:
     """Every registered loss of the package, penalties last, each kind by name."""
     LOSSES.import_from_location()
-    own = [loss for loss in LOSSES.module_dict.values() if loss.__module__.startswith("xrlhf.")]
+    own = [
+        loss
+        for loss in LOSSES.module_dict.values()
+        if loss.__module__.startswith("xrlhf.") and loss.__module__ not in OF_DRAWN_ANSWERS
+    ]
     return sorted(own, key=lambda loss: (loss.__module__.endswith(".penalties"), loss.__name__))
 
 

@@ -128,7 +128,7 @@ def test_what_an_adapter_directory_holds(base: Path, tmp_path: Path) -> None:
     model, tokenizer = trained(base, {"r": 4})
     save_adapter(model, tokenizer, tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        *("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
     ]
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base.resolve())

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from xrlhf.errors import ModelError
+from xrlhf.export.card import ModelCard
 from xrlhf.export.directory import loading_call
 from xrlhf.export.internlm2 import as_llama, with_architecture
 from xrlhf.export.policy import write_policy
 
 IDS = [[7, 30, 12, 5, 99, 41]]
+OPTIONS: dict[str, Any] = {"dtype": "float32", "max_shard_size": "5GB", "card": ModelCard("policy")}
 SCRIPT = """
 import json, sys
 from transformers import AutoModelForCausalLM
@@ -42,7 +45,7 @@ def logits_of(model: torch.nn.Module) -> Tensor:
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_reads_it_without_this_package(tied: bool, tmp_path: Path) -> None:
     model = tiny_causal_lm("internlm2", tie_word_embeddings=tied)
-    write_policy(model, byte_tokenizer(), tmp_path / "out", dtype="float32", max_shard_size="5GB")
+    write_policy(model, byte_tokenizer(), tmp_path / "out", **OPTIONS)
     assert loading_call(tmp_path / "out").startswith("AutoModelForCausalLM.from_pretrained(")
     assert loading_call(tmp_path / "out").endswith("trust_remote_code=True)")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -61,7 +64,7 @@ def test_transformers_reads_it_without_this_package(tied: bool, tmp_path: Path) 
 def test_as_llama_it_needs_no_code(tied: bool, tmp_path: Path) -> None:
     model = tiny_causal_lm("internlm2", tie_word_embeddings=tied, rope_theta=5000)
     llama = with_architecture(model, "LlamaForCausalLM")
-    write_policy(llama, byte_tokenizer(), tmp_path / "out", dtype="float32", max_shard_size="5GB")
+    write_policy(llama, byte_tokenizer(), tmp_path / "out", **OPTIONS)
     assert not list((tmp_path / "out").glob("*.py"))
     assert loading_call(tmp_path / "out") == f"AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r})"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -160,6 +160,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_the_files(exported: Path) -> None:
     assert sorted(file.name for file in exported.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

@@ -114,7 +114,9 @@ def test_the_script_leaves_failures_alone(
 ) -> None:
     job = Job(stand_in, tmp_path / "job.log", script, recipe)
     job.wait_to_hear("start 1 of job")
-    assert job.said().endswith(f"start 1 of job {job.number} ended with status {status}\n")
+    # srun tells the highest status of all tasks: where it is quick, that of a task that it ended because of the other.
+    last = job.said().splitlines()[-1]
+    assert last in [f"start 1 of job {job.number} ended with status {found}" for found in (status, 143)]
     wait_until(lambda: job.state() == "FAILED", "the end of the job", 30)
 
 
