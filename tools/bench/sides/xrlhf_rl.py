@@ -1,0 +1,52 @@
+"""xrlhf's GRPO on a benchmark's job, through the ordinary command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from clock_hook import ClockHook
+from job import read_job, write_result
+
+from xrlhf.cli.main import main as xrlhf
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "rl_bench.py"
+
+
+def main(job_file: str) -> None:
+    """Train as the job says and write what was measured."""
+    job = read_job(job_file)
+    options = {
+        "pretrained": job["model"],
+        "data_path": job["data"],
+        "max_length": job["max_length"],
+        "max_new_tokens": job["max_new_tokens"],
+        "prompts_per_rollout": job["prompts"],
+        "num_answers": job["num_answers"],
+        "token_budget": job["token_budget"],
+        "max_steps": job["steps"],
+        "lr": job["lr"],
+        "precision": job["dtype"],
+        "work_dir": job["scratch"],
+    }
+    if job["answers"]:
+        options["rollouts"] = {"type": "StoredAnswers", "path": job["answers"]}
+        import stored_answers  # noqa: F401  (registers what the option names)
+    arguments = ["train", str(RECIPE), "--device", job["device"], "--cfg-options"]
+    status = xrlhf([*arguments, *(f"{key}={value}" for key, value in options.items())])
+    if status:
+        raise SystemExit(status)
+    write_result(
+        job,
+        {
+            "seconds": ClockHook.ends[-1] - ClockHook.began,
+            "grad_norms": [step["grad_norm"] for step in ClockHook.steps],
+            "rewards": [step["reward"] for step in ClockHook.steps],
+            "answer_length": [step["answer_length"] for step in ClockHook.steps],
+            "last_step": ClockHook.steps[-1],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
