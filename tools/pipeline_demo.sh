@@ -23,7 +23,7 @@ step "  convert" "$xrlhf" convert pth_to_hf configs/tiny_reward_cpu.py "$(newest
 # The rule is watched with weight 0: the policy learns from the reward model alone.
 step "3 PPO            configs/tiny_ppo_cpu.py" \
     "$xrlhf" train configs/tiny_ppo_cpu.py --work-dir "$out/ppo" --cfg-options \
-    pretrained_model_name_or_path="$out/sft_hf" max_rollouts=20 train_cfg.val_interval=20 \
+    pretrained_model_name_or_path="$out/sft_hf" max_rollouts=50 train_cfg.val_interval=40 kl_target=5.0 \
     "rewards=[{'type': 'RewardModelReward', 'path': '$out/reward_hf'}, {'type': 'PracticeReward', 'weight': 0.0}]"
 step "  convert" "$xrlhf" convert pth_to_hf configs/tiny_ppo_cpu.py "$(newest "$out/ppo")" "$out/policy_hf" \
     --cfg-options pretrained_model_name_or_path="$out/sft_hf"
