@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ import torch
 
 from xrlhf.devices.matrix_rate import measure_matrix_rate
 
-__all__ = ["Outcome", "benchmark_parser", "machine_line", "matrix_rate", "run_side", "spread", "table"]
+__all__ = [
+    "Outcome",
+    "benchmark_parser",
+    "machine_line",
+    "matrix_rate",
+    "run_in_turn",
+    "run_side",
+    "save_report",
+    "spread",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,52 @@ def run_side(command: list[str], job: dict[str, Any], folder: Path, name: str, t
         tail = "\n".join(log_file.read_text(encoding="utf-8").splitlines()[-15:])
         raise RuntimeError(f"{name} failed (status {status}); the end of {log_file}:\n{tail}")
     return Outcome(json.loads(result_file.read_text(encoding="utf-8")), wall, usage.ru_maxrss / 1024)
+
+
+def run_in_turn(
+    sides: Iterable[str], repeats: int, run: Callable[[str, str], Outcome], shown: Callable[[Outcome], str]
+) -> dict[str, list[Outcome]]:
+    """All sides in turn, as often as asked, with a line printed for each run.
+
+    Args:
+        sides: Their names.
+        repeats: Runs of every side.
+        run: Runs a side, given its name and a name for the run's files.
+        shown: What the line says of a run.
+    """
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for number, name in enumerate(outcomes):
+            outcome = run(name, f"side_{number}_{repeat}")
+            outcomes[name].append(outcome)
+            print(f"  run {repeat + 1}: {name}: {shown(outcome)}", flush=True)
+    return outcomes
+
+
+def save_report(out: Path, text: str, outcomes: dict[str, list[Outcome]], without: Collection[str] = ()) -> None:
+    """Print what came out, and save it with every single figure.
+
+    Args:
+        out: Where.
+        text: The table.
+        outcomes: Of every side.
+        without: Names of values that are too long to keep.
+    """
+    print("\n" + text)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    raw = {
+        name: [
+            {
+                **{key: value for key, value in o.values.items() if key not in without},
+                "wall_seconds": o.wall_seconds,
+                "peak_mib": o.peak_mib,
+            }
+            for o in runs
+        ]
+        for name, runs in outcomes.items()
+    }
+    (out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    print(f"raw figures: {out}")
 
 
 def spread(values: list[float]) -> str:

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from measure import Outcome, benchmark_parser, machine_line, run_in_turn, run_side, save_report, spread, table
 from peer_env import trl_python
 from workload import LLAMA_25M, hh_conversations, write_policy, write_rows
 
@@ -103,12 +103,12 @@ def main() -> int:
 
     if not gradients_agree(options, sides, {"steps": 1, "dtype": "float32", "answers": str(answers)}):
         return 1
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
-    for repeat in range(options.repeats):
-        for number, (name, (command, settings)) in enumerate(sides.items()):
-            outcome = run_side(command, settings, options.out, f"side_{number}_{repeat}", options.threads)
-            outcomes[name].append(outcome)
-            print(f"  run {repeat + 1}: {name}: {outcome.values['seconds']:.1f} s", flush=True)
+    outcomes = run_in_turn(
+        sides,
+        options.repeats,
+        lambda name, run: run_side(*sides[name], options.out, run, options.threads),
+        lambda outcome: f"{outcome.values['seconds']:.1f} s",
+    )
     report(options, outcomes)
     return 0
 
@@ -151,14 +151,7 @@ def report(options: argparse.Namespace, outcomes: dict[str, list[Outcome]]) -> N
     parts = [o.values["last_step"] for o in outcomes["xrlhf"]]
     names = [name for name in parts[0] if name.startswith("seconds_")]
     text += "\n\nxrlhf, of a rollout: " + ", ".join(f"{n} {spread([of[n] for of in parts])}" for n in names)
-    print("\n" + text)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {
-        name: [{**o.values, "wall_seconds": o.wall_seconds, "peak_mib": o.peak_mib} for o in runs]
-        for name, runs in outcomes.items()
-    }
-    (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    print(f"raw figures: {options.out}")
+    save_report(options.out, text, outcomes)
 
 
 if __name__ == "__main__":

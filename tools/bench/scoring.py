@@ -10,7 +10,6 @@ rendering, tokenising and scoring, with the loading of the model left out. Examp
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -21,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from measure import Outcome, benchmark_parser, machine_line, run_in_turn, run_side, save_report, spread, table
 from peer_env import trl_python
 from workload import LLAMA_25M, hh_conversations, write_model, write_rows
 
@@ -92,12 +91,12 @@ def main() -> int:
         print("error: the scores differ by more than 1e-4, so the sides do not do the same", file=sys.stderr)
         return 1
 
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
-    for repeat in range(options.repeats):
-        for number, (name, command) in enumerate(sides.items()):
-            outcome = run_side(command, job, options.out, f"side_{number}_{repeat}", options.threads)
-            outcomes[name].append(outcome)
-            print(f"  run {repeat + 1}: {name}: {outcome.values['seconds']:.2f} s", flush=True)
+    outcomes = run_in_turn(
+        sides,
+        options.repeats,
+        lambda name, run: run_side(sides[name], job, options.out, run, options.threads),
+        lambda outcome: f"{outcome.values['seconds']:.2f} s",
+    )
     report(options, outcomes)
     return 0
 
@@ -118,13 +117,7 @@ def report(options: argparse.Namespace, outcomes: dict[str, list[Outcome]]) -> N
         for name in outcomes
     ]
     text = table(["side", "scores/s", "xrlhf is faster by", "peak MiB", "xrlhf needs"], rows)
-    print("\n" + text)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {
-        name: [{k: v for k, v in o.values.items() if k != "scores"} for o in runs] for name, runs in outcomes.items()
-    }
-    (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    print(f"raw figures: {options.out}")
+    save_report(options.out, text, outcomes, without=["scores"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ first rows must be the same on both sides. Example:
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from measure import Outcome, benchmark_parser, machine_line, run_side, save_report, spread, table
 from peer_env import trl_python
 from workload import hh_conversations, write_model, write_rows
 
@@ -97,13 +96,7 @@ def report(options: argparse.Namespace, outcomes: dict[str, list[Outcome]]) -> N
         )
     header = ["side", "seconds", "rows/s", "xrlhf is faster by", "CPU ms a row", "reading before, not counted, s"]
     text = table(header, rows)
-    print("\n" + text)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {
-        name: [{k: v for k, v in o.values.items() if k != "lengths"} for o in runs] for name, runs in outcomes.items()
-    }
-    (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    print(f"raw figures: {options.out}")
+    save_report(options.out, text, outcomes, without=["lengths"])
 
 
 def main() -> int:
