@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from xrlhf.cli.options import DeviceName, Dtype
-from xrlhf.cli.policy import SUGGESTED, policy_tokenizer, show_progress_to_terminals_alone
+from xrlhf.cli.policy import (
+    Greedy,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    policy_tokenizer,
+    show_progress_to_terminals_alone,
+)
 from xrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,21 +33,11 @@ def chat(
         Optional[str], typer.Option(metavar="TEXT", help="One question: print the answer and leave.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[
-        Optional[float], typer.Option(help=f"Below 1 likely tokens become likelier; {SUGGESTED}.", show_default=False)
-    ] = None,
-    top_p: Annotated[
-        Optional[float],
-        typer.Option(help=f"Draw among the likeliest tokens of this probability; {SUGGESTED}.", show_default=False),
-    ] = None,
-    top_k: Annotated[
-        Optional[int],
-        typer.Option(help=f"Draw among so many of the likeliest tokens, 0 for all; {SUGGESTED}.", show_default=False),
-    ] = None,
-    repetition_penalty: Annotated[
-        Optional[float], typer.Option(help=f"Above 1 makes repetitions rarer; {SUGGESTED}.", show_default=False)
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token always.")] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: RepetitionPenalty = None,
+    greedy: Greedy = False,
     seed: Annotated[Optional[int], typer.Option(min=0, help="The same answers every time.")] = None,
     adapter: Annotated[
         Optional[str], typer.Option(metavar="DIR", help="A LoRA adapter to merge into the model in memory.")

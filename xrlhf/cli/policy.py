@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["SUGGESTED", "policy_tokenizer", "show_progress_to_terminals_alone"]
+__all__ = [
+    "Greedy",
+    "RepetitionPenalty",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "policy_tokenizer",
+    "show_progress_to_terminals_alone",
+]
 
-SUGGESTED = "the model's own if not given"
-"""What the help says of options that a model has suggestions for."""
+_SUGGESTED = "the model's own if not given"
+
+Temperature = Annotated[
+    Optional[float], typer.Option(help=f"Below 1 likely tokens become likelier; {_SUGGESTED}.", show_default=False)
+]
+TopP = Annotated[
+    Optional[float],
+    typer.Option(help=f"Draw among the likeliest tokens of this probability; {_SUGGESTED}.", show_default=False),
+]
+TopK = Annotated[
+    Optional[int],
+    typer.Option(help=f"Draw among so many of the likeliest tokens, 0 for all; {_SUGGESTED}.", show_default=False),
+]
+RepetitionPenalty = Annotated[
+    Optional[float], typer.Option(help=f"Above 1 makes repetitions rarer; {_SUGGESTED}.", show_default=False)
+]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Take the likeliest token always.")]
 
 
 def policy_tokenizer(
