@@ -18,7 +18,8 @@ __all__ = ["render_runs"]
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 _FIRST = (
-    *("loss", "acc", "accuracy", "reward_acc", "margin", "reward", "reward_mean", "kl", "entropy", "token_acc"),
+    *("loss", "acc", "accuracy", "reward_acc", "margin", "reward", "reward_mean", "kl_answer"),
+    *("kl", "entropy", "clip_share", "explained_variance", "answer_length", "end_share", "token_acc"),
     *("chosen_score_mean", "rejected_score_mean", "chosen_reward_mean", "rejected_reward_mean", "mse", "correlation"),
 )
 """Curves that are looked at first, in this order; a run has some of them."""
