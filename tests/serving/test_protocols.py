@@ -443,6 +443,20 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(scorer: Scorer) -> None:
     assert counted == [3, 3, 2, 3]
 
 
+def test_texts_tokenised_together_are_those_tokenised_alone(scorer: Scorer, texts: list[str]) -> None:
+    """What they share is tokenised once; text that no control token ends, and text without any, is as it was."""
+    from xrlhf.serving.inputs import InputEncoder, RawText
+
+    encoder = InputEncoder(scorer.encoder.tokenizer, max_length=256, vocab_size=260)
+    asked = [RawText(text) for text in [*texts, texts[0], texts[0][:-8], "no roles", "É 🙂<|im_start|>"]]
+    together = encoder.encode(asked)
+    for one, group, lengths in zip(asked, together.groups, together.num_tokens, strict=True):
+        alone = encoder.encode([one])
+        assert alone.num_tokens == [lengths]
+        assert [*group.prompt_ids, *group.response_ids[0]] == scorer.encoder.tokenizer(one.text)["input_ids"]
+        assert [*alone.groups[0].prompt_ids] == [*group.prompt_ids]
+
+
 def test_text_pairs_without_a_template_are_joined(scorer: Scorer, serving: Callable[..., Any]) -> None:
     import copy
 

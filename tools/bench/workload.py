@@ -15,7 +15,7 @@ from xrlhf.data.reasons import RowError
 from xrlhf.data.sources import open_source
 from xrlhf.models import load_tokenizer
 
-__all__ = ["LLAMA_25M", "hh_conversations", "random_conversations", "write_model", "write_policy", "write_rows"]
+__all__ = ["LLAMA_25M", "LLAMA_3M", "hh_conversations", "random_conversations", "write_model", "write_policy", "write_rows"]
 
 LLAMA_25M = {
     "hidden_size": 512,
@@ -26,6 +26,16 @@ LLAMA_25M = {
     "max_position_embeddings": 8192,
 }
 """A Llama of 25 million parameters beside its embeddings."""
+
+LLAMA_3M = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+}
+"""A Llama of 3 million parameters beside its embeddings, where there is no time for a larger one."""
 
 
 def write_model(folder: Path, tokenizer_path: str, config: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, int]:

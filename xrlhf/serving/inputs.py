@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xrlhf.data.encoding import GroupEncoder, Truncation, shared_prefix_length
+from xrlhf.data.pieces import encode_in_pieces, safe_cuts
 from xrlhf.data.reasons import RowError
 from xrlhf.errors import ModelError
 from xrlhf.serving.refusal import Refusal, RefusalKind
@@ -99,6 +100,7 @@ class InputEncoder:
         self.max_length = max_length
         self.vocab_size = vocab_size
         self._whole = GroupEncoder(tokenizer, max_length=_NO_LIMIT)
+        self._cuts = safe_cuts(tokenizer)
         self._cutting: dict[str, GroupEncoder] = {}
 
     def encode(self, inputs: Sequence[ScoringInput], cut: Cut | None = None) -> EncodedInputs:
@@ -139,14 +141,35 @@ class InputEncoder:
             encoded = iter(self._whole.encode(conversations, keep_identical=True))
         except ModelError as error:
             raise Refusal(RefusalKind.INVALID, str(error)) from error
+        together = self._texts_in_pieces(inputs)
         groups: list[TokenizedGroup] = []
         for number, item in enumerate(inputs):
             place = _place(number, inputs)
-            found = next(encoded) if isinstance(item, Group) else _group_of([self._ids(item, place)], place)
+            if isinstance(item, Group):
+                found = next(encoded)
+            else:
+                found = _group_of([together[number] if number in together else self._ids(item, place)], place)
             if isinstance(found, RowError):
                 raise Refusal(RefusalKind.INVALID, f"{place}: {found.detail}")
             groups.append(found)
         return groups
+
+    def _texts_in_pieces(self, inputs: Sequence[ScoringInput]) -> dict[int, np.ndarray]:
+        """Ids of the texts that are scored as they stand, by input, where several may be tokenised at once: answers to
+        one prompt come with that prompt each."""
+        texts = {
+            number: item.text
+            for number, item in enumerate(inputs)
+            if isinstance(item, RawText) and not item.add_special_tokens
+        }
+        if self._cuts is None or len(texts) < 2:
+            return {}
+        try:
+            ids = encode_in_pieces(cast(PreTrainedTokenizerFast, self.tokenizer), [*texts.values()], self._cuts)
+        except (TypeError, UnicodeError):
+            # One by one it is told which of them it is.
+            return {}
+        return dict(zip(texts, ids, strict=True))
 
     def _ids(self, item: RawText | RawIds, place: str) -> np.ndarray:
         if isinstance(item, RawIds):

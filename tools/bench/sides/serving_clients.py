@@ -1,9 +1,8 @@
-"""Clients of a reward server: starts the server, sends every row as one request from many clients, and times it."""
+"""Clients of a reward server: starts it, sends every line of a file as one request from many clients, and times it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 from job import read_job, write_result
-from transformers import AutoTokenizer
 
 _READY = re.compile(r"ready: \S+ at (http://\S+)")
 
@@ -22,8 +20,7 @@ _READY = re.compile(r"ready: \S+ at (http://\S+)")
 def main(job_file: str) -> None:
     """Ask as the job says and write what was measured."""
     job = read_job(job_file)
-    rows = [json.loads(line) for line in Path(job["data"]).read_text(encoding="utf-8").splitlines()]
-    bodies = [_body(job, row, AutoTokenizer.from_pretrained(job["model"])) for row in rows]
+    bodies = Path(job["bodies"]).read_bytes().splitlines()
     log = Path(f"{job['scratch']}_server.log")
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(job["server"], stdout=output, stderr=subprocess.STDOUT)
@@ -34,14 +31,6 @@ def main(job_file: str) -> None:
             server.send_signal(signal.SIGTERM)
             server.wait(60)
     write_result(job, result)
-
-
-def _body(job: dict[str, Any], row: dict[str, Any], tokenizer: Any) -> bytes:
-    if job["path"] == "/v1/rewards":
-        return json.dumps({"inputs": [{"prompt": row["prompt"], "responses": row["responses"]}]}).encode()
-    conversations = [[*row["prompt"], *response] for response in row["responses"]]
-    texts = [str(tokenizer.apply_chat_template(conversation, tokenize=False)) for conversation in conversations]
-    return json.dumps({"query": texts}).encode()
 
 
 def _wait(server: subprocess.Popen[bytes], log: Path) -> str:
