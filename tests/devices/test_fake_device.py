@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(
     reason="this torch cannot have a device written in Python",
 )
 
+ON_HOST = ", reference on the host"
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, command_environment: dict[str, str]) -> dict[str, Any]:
@@ -44,17 +46,26 @@ def found(tmp_path_factory: pytest.TempPathFactory, command_environment: dict[st
         (", lora", "packed"),
         (", policy", "packed"),
         (", padded policy", "padded"),
+        (f", policy{ON_HOST}", "packed"),
+        (f", padded policy{ON_HOST}", "padded"),
+        (", ppo", "packed"),
+        (f", ppo{ON_HOST}", "packed"),
     ],
 )
 def test_training_is_what_it_is_on_the_cpu(found: dict[str, Any], name: str, layout: str) -> None:
     """Four steps of AdamW: losses, gradient norms, every weight, and scores or log-probabilities afterwards."""
-    fake, cpu = found[f"fake{name}"], found[f"cpu{name}"]
+    fake, cpu = found[f"fake{name}"], found[f"cpu{name.removesuffix(ON_HOST)}"]
     assert (fake["layout"], fake["on_fake_device"], cpu["on_fake_device"]) == (layout, True, False)
+    assert fake.get("reference_on_host", False) == name.endswith(ON_HOST)
     for one, other in zip(fake["logs"], cpu["logs"], strict=True):
-        for key in {"loss", "grad_norm", "acc", "margin", "num_tokens"} & cpu["logs"][0].keys():
+        for key in {"loss", "grad_norm", "acc", "margin", "num_tokens", "kl", "kl_k3", "reward"} & cpu["logs"][0].keys():
             assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
     assert fake["logs"][0]["loss"] != fake["logs"][3]["loss"]
-    for key, value in cpu["weights"].items():
+    # A reference on the host is no part of the model's state.
+    left_out = {key for key in cpu["weights"] if key.startswith("reference.") and name.endswith(ON_HOST)}
+    assert fake["weights"].keys() == cpu["weights"].keys() - left_out
+    for key in fake["weights"]:
+        value = cpu["weights"][key]
         torch.testing.assert_close(fake["weights"][key], value, rtol=0, atol=1e-5)
     torch.testing.assert_close(fake["scores"], cpu["scores"], rtol=1e-4, atol=1e-4)
 

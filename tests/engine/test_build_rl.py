@@ -15,14 +15,14 @@ from mmengine.hooks import Hook
 from xrlhf.config import load_recipe
 from xrlhf.data.practice import practice_tokenizer
 from xrlhf.devices import CpuDevice
-from xrlhf.engine.build import build_dataset, build_parts, build_runner, build_tokenizer
+from xrlhf.engine.build import build_dataset, build_parts, build_rewards, build_runner, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint
 from xrlhf.engine.dry_run import dry_run
 from xrlhf.engine.evaluate import evaluate
 from xrlhf.engine.launch import Ranks
-from xrlhf.errors import CheckpointError, ConfigError
+from xrlhf.errors import CheckpointError, ConfigError, DeviceError
 from xrlhf.export.reward import export_checkpoint
-from xrlhf.models import causal_lm_from_config
+from xrlhf.models import backbone_from_config, causal_lm_from_config
 
 pytestmark = pytest.mark.usefixtures("package_logger")
 
@@ -132,11 +132,75 @@ def test_a_checkpoint_is_of_one_division_of_the_run(recipe_of: Callable[..., Con
         build_runner(recipe_of("tiny_grpo_cpu", num_answers=4), resume=True).train()
 
 
-def test_the_policy_of_a_checkpoint_can_be_exported(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
-    recipe = recipe_of("tiny_ppo_cpu", max_rollouts=1)
+@pytest.mark.parametrize(
+    ("name", "steps", "changes"),
+    [
+        ("tiny_ppo_cpu", 4, {"val_cfg.num_answers": 2}),
+        ("tiny_grpo_cpu", 2, {"model.lora": {"r": 2, "lora_alpha": 8}, "lr": 1e-2}),
+    ],
+)
+def test_what_became_of_a_checkpoint(
+    recipe_of: Callable[..., Config], tmp_path: Path, name: str, steps: int, changes: dict[str, Any]
+) -> None:
+    """Tested, it says what the run's last validation said; exported, the same up to the order of sums."""
+    recipe = recipe_of(name, max_rollouts=1, **changes)
     build_runner(recipe).train()
-    export_checkpoint(recipe, tmp_path / "run" / "iter_4.pth", tmp_path / "exported")
-    assert json.loads((tmp_path / "exported" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    logged = [row for row in scalars(tmp_path / "run") if "val/reward" in row][-1]
+    found = evaluate(recipe, str(tmp_path / "run" / f"iter_{steps}.pth"), CpuDevice())
+    assert found["num_answers"] == 6 * changes.get("val_cfg.num_answers", 1)
+    for key, value in found.items():
+        assert value == pytest.approx(logged[f"val/{key}"], abs=1e-5), key
+    exported = tmp_path / "exported"
+    export_checkpoint(recipe, tmp_path / "run" / f"iter_{steps}.pth", exported)
+    assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert evaluate(recipe, str(exported), CpuDevice())["reward"] == pytest.approx(found["reward"], abs=0.5)
+
+
+def test_answers_of_a_test_are_drawn_as_in_validation(recipe_of: Callable[..., Config], policy: Path) -> None:
+    """Greedy ones of three tokens, by the recipe's val_rollouts."""
+    recipe = recipe_of("tiny_grpo_cpu")
+    recipe.val_rollouts = {**recipe.rollouts, "sampling": {"max_new_tokens": 3, "greedy": True}}
+    first, second = (evaluate(recipe, str(policy), CpuDevice()) for _ in range(2))
+    assert first == second
+    assert first["answer_length"] <= 3
+    assert first["num_answers"] == 6
+    recipe.val_rollouts.sampling.max_new_tokens = 300
+    with pytest.raises(
+        ConfigError,
+        match=r"^val_dataloader\.dataset\.max_length is 256 and val_rollouts\.sampling\.max_new_tokens 300, but the",
+    ):
+        evaluate(recipe, str(policy), CpuDevice())
+
+
+def test_a_reward_model_computes_where_the_recipe_says(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
+    folder = tmp_path / "reward"
+    tokenizer = practice_tokenizer()
+    backbone_from_config(
+        "llama",
+        head_init="normal",
+        vocab_size=1024,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    recipe = recipe_of("tiny_grpo_cpu")
+    rewards = [{"type": "RewardModelReward", "path": str(folder), **more} for more in ({}, {"device": "cpu"})]
+    recipe.rewards = rewards
+    elsewhere = OtherDevice()
+    built: Any = build_rewards(recipe, elsewhere)
+    first, second = built.sources.values()
+    assert first.scorer.device is elsewhere
+    assert type(second.scorer.device) is CpuDevice
+    recipe.rewards = [{**rewards[1], "device": "abacus"}]
+    with pytest.raises(DeviceError, match=r"^unknown device 'abacus': choose one of "):
+        build_rewards(recipe, elsewhere)
+
+
+class OtherDevice(CpuDevice):
+    """The device of the policy."""
 
 
 def test_the_report_of_a_dry_run(recipe_of: Callable[..., Config]) -> None:
@@ -193,8 +257,10 @@ def test_prompts_and_answers_are_not_mixed_up(recipe_of: Callable[..., Config], 
         ConfigError, match=r"^train_dataloader of .* holds prompts alone, whose answers are drawn while"
     ):
         build_dataset(recipe, "train_dataloader", build_tokenizer(recipe))
-    with pytest.raises(ConfigError, match=r"is validated by answers that its policy draws, while it trains: "):
-        evaluate(recipe, "anything", CpuDevice())
+    judged_by_pairs = recipe_of("tiny_grpo_cpu")
+    judged_by_pairs.val_dataloader = load_recipe(SHIPPED / "tiny_dpo_cpu.py").val_dataloader
+    with pytest.raises(ConfigError, match=r"set val_dataloader\.dataset\.type to PromptDataset"):
+        evaluate(judged_by_pairs, "anything", CpuDevice())
     given = load_recipe(SHIPPED / "tiny_dpo_cpu.py", [f"pretrained_model_name_or_path={str(policy)!r}"])
     given.train_dataloader = recipe.train_dataloader
     given.val_dataloader = None

@@ -13,7 +13,8 @@ from toy import ToyDataset, answers, tiny_policy
 
 from xrlhf.data.packing import pack
 from xrlhf.devices import CpuDevice
-from xrlhf.engine.reference_cache import OneProcess, attach_reference, reference_file
+from xrlhf.engine.one_process import OneProcess
+from xrlhf.engine.reference_cache import attach_reference, reference_file
 from xrlhf.errors import DataError
 from xrlhf.losses.policy import DPOLoss
 

@@ -57,6 +57,19 @@ def test_another_model_as_the_reference() -> None:
     assert not torch.equal(model.reference_log_probs(batch()), model.token_log_probs(batch()))
 
 
+def test_a_reference_on_the_host_says_the_same_and_is_no_part_of_the_model() -> None:
+    beside = PolicyModel(tiny_causal_lm(), loss=DPOLoss())
+    apart = PolicyModel(tiny_causal_lm(), loss=DPOLoss(), reference_device="cpu")
+    assert torch.equal(apart.reference_log_probs(batch()), beside.reference_log_probs(batch()))
+    assert apart(batch()).loss == beside(batch()).loss
+    assert not any(name.startswith("reference") for name in apart.state_dict())
+    assert [*apart.transformers_models()] == [apart.hf_model]
+    assert apart.checkpoint_names() == beside.checkpoint_names()
+    apart.train()
+    assert apart.reference is not None
+    assert not apart.reference.training
+
+
 def small(vocab_size: int) -> dict[str, int]:
     return {
         "vocab_size": vocab_size,
@@ -77,6 +90,15 @@ def small(vocab_size: int) -> dict[str, int]:
         ),
         ({"loss": DPOLoss(), "reference": "frozen"}, "reference must be 'auto', 'adapter_off', 'copy', 'cached' or"),
         ({"loss": DPOLoss(), "reference": None}, "DPOLoss compares with a reference"),
+        ({"loss": DPOLoss(), "reference_device": "cuda"}, "reference_device must be 'cpu', or None for the policy's"),
+        (
+            {"loss": DPOLoss(), "reference_device": "cpu", "reference": "cached"},
+            "reference_device='cpu' places a frozen copy or another model, and reference='cached' has no weights of it",
+        ),
+        (
+            {"loss": LanguageModelLoss(), "reference_device": "cpu"},
+            "reference_device='cpu' places a frozen copy or another model, and there is no reference: leave it out, or",
+        ),
         ({"loss": DPOLoss(), "reference": "adapter_off"}, "needs lora"),
         ({"loss": ORPOLoss(), "reference": "copy"}, "ORPOLoss reads no reference"),
         ({"loss": RankingLoss()}, "RankingLoss is a loss on scores, which trains a RewardModel"),

@@ -34,10 +34,13 @@ from xrlhf.rl import RewardSource, Rollouts
 
 __all__ = [
     "Parts",
+    "build_both_rollouts",
     "build_dataset",
     "build_eval_loader",
     "build_model",
     "build_parts",
+    "build_prompt_eval_loader",
+    "build_prompts",
     "build_prompt_loaders",
     "build_rewards",
     "build_rollouts",
@@ -111,8 +114,16 @@ def build_tokenizer(recipe: Config) -> PreTrainedTokenizerBase:
     return TOKENIZERS.build(section_of(recipe, "tokenizer"))
 
 
-def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Device | None = None) -> nn.Module:
+def build_model(
+    recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Device | None = None, **changes: Any
+) -> nn.Module:
     """The model of a recipe, on the CPU, laid out for ``device``; random heads and weights come from the seed.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: Its prepared tokenizer.
+        device: Where the model is going to compute; None for the CPU.
+        changes: Options in place of those of the recipe's ``model``.
 
     Raises:
         DeviceError: The device has no autocast for the model's precision, or cannot compile it.
@@ -120,7 +131,7 @@ def build_model(recipe: Config, tokenizer: PreTrainedTokenizerBase, device: Devi
     import torch
 
     torch.manual_seed(seed_of(recipe))
-    options = {**section_of(recipe, "model"), "tokenizer": tokenizer}
+    options = {**section_of(recipe, "model"), **changes, "tokenizer": tokenizer}
     if device is not None and device.static_shapes:
         options["static_shapes"] = True
     if device is not None and options.get("compile") is True:
@@ -193,13 +204,23 @@ def build_prompt_loaders(
     options = _loader_options(recipe, "train_dataloader", {"prompts_per_rollout", "token_budget"}, {"shuffle"})
     prompts = build_prompts(recipe, "train_dataloader", tokenizer)
     loader = PromptLoader(prompts, seed=seed_of(recipe), rank=ranks.rank, world_size=ranks.world_size, **options)
-    if not recipe.get("val_dataloader"):
-        return loader, None
+    return loader, build_prompt_eval_loader(recipe, tokenizer, ranks) if recipe.get("val_dataloader") else None
+
+
+def build_prompt_eval_loader(
+    recipe: Config, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None
+) -> PromptEvalLoader:
+    """The prompts of a recipe to be judged by, this process's share of them.
+
+    Raises:
+        ConfigError: Its ``val_dataloader`` holds something else.
+    """
+    ranks = ranks or Ranks()
     if not holds_prompts(recipe, "val_dataloader"):
         raise ConfigError("train_dataloader holds prompts: set val_dataloader.dataset.type to PromptDataset too")
     _loader_options(recipe, "val_dataloader", set(), set())
     prompts = build_prompts(recipe, "val_dataloader", tokenizer)
-    return loader, PromptEvalLoader(prompts, rank=ranks.rank, world_size=ranks.world_size)
+    return PromptEvalLoader(prompts, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> Parts:
@@ -229,23 +250,54 @@ def build_parts(recipe: Config, ranks: Ranks, device: Device | None = None) -> P
     return Parts(tokenizer, model, train_loader, val_loader)
 
 
-def build_rollouts(recipe: Config, section: str, parts: Parts, device: Device) -> Rollouts:
-    """What draws answers from the model of ``parts``, by the section ``rollouts`` or ``val_rollouts`` of a recipe.
+def build_rollouts(
+    recipe: Config,
+    section: str,
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    prompts: Mapping[str, Any],
+) -> Rollouts:
+    """What draws answers from a policy, by the section ``rollouts`` or ``val_rollouts`` of a recipe.
+
+    Args:
+        recipe: The recipe.
+        section: The section's name.
+        policy: What answers, where they are drawn in this process.
+        tokenizer: Its tokenizer.
+        device: Where it is going to compute.
+        prompts: The data sets that are asked, by the name of their section.
 
     Raises:
         ConfigError: Prompts and answers together are longer than the model reads.
     """
     options = section_of(recipe, section)
-    rollouts = _made(section, options, policy=parts.model, tokenizer=parts.tokenizer, device=device)
-    limit = getattr(parts.model, "max_conversation_length", None)
+    rollouts = _made(section, options, policy=policy, tokenizer=tokenizer, device=device)
+    limit = getattr(policy, "max_conversation_length", None)
     room = (options.get("sampling") or {}).get("max_new_tokens")
-    longest = parts.train_loader.dataset.max_length if isinstance(parts.train_loader, PromptLoader) else 0
-    if limit is not None and isinstance(room, int) and longest + room > limit:
-        raise ConfigError(
-            f"train_dataloader.dataset.max_length is {longest} and {section}.sampling.max_new_tokens {room}, but the "
-            f"model reads at most {limit} tokens: lower one of them"
-        )
+    for name, dataset in prompts.items():
+        if limit is not None and isinstance(room, int) and dataset.max_length + room > limit:
+            raise ConfigError(
+                f"{name}.dataset.max_length is {dataset.max_length} and {section}.sampling.max_new_tokens {room}, but "
+                f"the model reads at most {limit} tokens: lower one of them"
+            )
     return cast(Rollouts, rollouts)
+
+
+def build_both_rollouts(recipe: Config, parts: Parts, device: Device) -> tuple[Rollouts, Rollouts]:
+    """What draws answers for training, and for validation: the same where the recipe has no ``val_rollouts``.
+
+    Raises:
+        ConfigError: As :func:`build_rollouts`.
+    """
+    to_train = {"train_dataloader": parts.train_loader.dataset}
+    to_judge = {} if parts.val_loader is None else {"val_dataloader": parts.val_loader.dataset}
+    given = (parts.model, parts.tokenizer, device)
+    if not recipe.get("val_rollouts"):
+        both = build_rollouts(recipe, "rollouts", *given, to_train | to_judge)
+        return both, both
+    of_training = build_rollouts(recipe, "rollouts", *given, to_train)
+    return of_training, build_rollouts(recipe, "val_rollouts", *given, to_judge)
 
 
 def build_rewards(recipe: Config, device: Device) -> RewardSource:
@@ -262,7 +314,17 @@ def build_rewards(recipe: Config, device: Device) -> RewardSource:
             f"{recipe.filename or 'the recipe'} has no list 'rewards' of what answers are rewarded by, such as "
             "rewards = [dict(type=RewardModelReward, path=...)]"
         )
-    return WeightedRewards([_made(f"rewards.{number}", spec, device=device) for number, spec in enumerate(listed)])
+    return WeightedRewards(
+        [
+            _made(f"rewards.{number}", spec, **({} if _names_device(spec) else {"device": device}))
+            for number, spec in enumerate(listed)
+        ]
+    )
+
+
+def _names_device(spec: Any) -> bool:
+    """Whether a reward is to compute elsewhere than the policy."""
+    return isinstance(spec, Mapping) and spec.get("device") is not None
 
 
 def _made(where: str, spec: Any, **injected: Any) -> Any:
@@ -403,9 +465,7 @@ def build_runner(
         },
     )
     if parts.draws_answers:
-        runner.rollouts = build_rollouts(recipe, "rollouts", parts, device)
-        has_own = recipe.get("val_rollouts")
-        runner.val_rollouts = build_rollouts(recipe, "val_rollouts", parts, device) if has_own else runner.rollouts
+        runner.rollouts, runner.val_rollouts = build_both_rollouts(recipe, parts, device)
         runner.reward_source = build_rewards(recipe, device)
     if ranks.rank == 0:
         remove_leftovers(Path(runner.work_dir))

@@ -14,9 +14,9 @@ from xrlhf.data.prompts import PromptLoader
 from xrlhf.devices import Device, find_device
 from xrlhf.engine.build import (
     Parts,
+    build_both_rollouts,
     build_parts,
     build_rewards,
-    build_rollouts,
     build_tokenizer,
     build_train_loader,
     section_of,
@@ -66,9 +66,7 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
     loop = LOOPS.build({**section_of(recipe, "train_cfg"), "runner": None, "dataloader": parts.train_loader})
     if isinstance(loop, RLTrainLoop):
         loop.check_model(parts.model)
-        build_rollouts(recipe, "rollouts", parts, device)
-        if recipe.get("val_rollouts"):
-            build_rollouts(recipe, "val_rollouts", parts, device)
+        build_both_rollouts(recipe, parts, device)
         build_rewards(recipe, device)
     optim_wrapper = build_optim_wrapper(parts.model, section_of(recipe, "optim_wrapper"))
     build_param_schedulers(recipe.get("param_scheduler"), optim_wrapper, loop.max_iters)

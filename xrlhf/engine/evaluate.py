@@ -12,10 +12,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xrlhf.config.resolve import resolve
 from xrlhf.data.loader import EvalLoader
 from xrlhf.devices import Device
-from xrlhf.engine.build import build_eval_loader, build_model, build_tokenizer, section_of
+from xrlhf.engine.build import (
+    build_eval_loader,
+    build_model,
+    build_prompt_eval_loader,
+    build_rewards,
+    build_rollouts,
+    build_tokenizer,
+    section_of,
+    seed_of,
+    work_dir_of,
+)
 from xrlhf.engine.checkpoint import is_sharded, load_checkpoint, load_strictly
+from xrlhf.engine.loops import RewardValLoop
 from xrlhf.engine.objective_check import check_attributes, check_targets
-from xrlhf.engine.reference_cache import OneProcess, attach_reference
+from xrlhf.engine.one_process import OneProcess
+from xrlhf.engine.reference_cache import attach_reference
+from xrlhf.engine.rollout import POLICY_FOLDER
 from xrlhf.errors import ConfigError, ModelError
 from xrlhf.evaluation.batches import evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
@@ -26,6 +39,7 @@ from xrlhf.models.heads import head_of_config
 from xrlhf.models.loading import backbone_from_pretrained
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.models.reward_model import RewardModel
+from xrlhf.registry import LOOPS
 
 __all__ = ["evaluate"]
 
@@ -47,10 +61,7 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     if not recipe.get("val_dataloader"):
         raise ConfigError(f"{recipe.filename} has no val_dataloader to test on")
     if resolve(section_of(recipe, "model").get("type")) is ActorCritic:
-        raise ConfigError(
-            f"{recipe.filename} is validated by answers that its policy draws, while it trains: convert the checkpoint "
-            "(xrlhf convert pth_to_hf) and have it answer held-out prompts"
-        )
+        return _evaluate_by_rewards(recipe, checkpoint, device)
     tokenizer = build_tokenizer(recipe)
     is_directory = Path(checkpoint).is_dir() and not is_sharded(Path(checkpoint))
     if is_directory and resolve(section_of(recipe, "model").get("type")) is PolicyModel:
@@ -84,6 +95,38 @@ def evaluate(recipe: Config, checkpoint: str, device: Device) -> dict[str, float
     device.check_precision(model.precision)
     model = model.to(device.torch_device).eval()
     return evaluate_batches(model, loader, device).compute(loader.dataset.names)
+
+
+def _evaluate_by_rewards(recipe: Config, checkpoint: str, device: Device) -> dict[str, float]:
+    """What the recipe's validation says of the answers of a checkpoint's policy to held-out prompts."""
+    tokenizer = build_tokenizer(recipe)
+    loader = build_prompt_eval_loader(recipe, tokenizer)
+    loop: RewardValLoop = LOOPS.build(
+        {**(recipe.get("val_cfg") or {"type": RewardValLoop}), "runner": None, "dataloader": loader}
+    )
+    rewards = build_rewards(recipe, device)
+    policy = _drawing_policy(recipe, checkpoint, tokenizer, device).to(device.torch_device).eval()
+    section = "val_rollouts" if recipe.get("val_rollouts") else "rollouts"
+    rollouts = build_rollouts(recipe, section, policy, tokenizer, device, {"val_dataloader": loader.dataset})
+    placed = OneProcess(policy, device, seed=seed_of(recipe))
+    return loop.reward_metrics(placed, rollouts, rewards, work_dir_of(recipe) / POLICY_FOLDER)
+
+
+def _drawing_policy(
+    recipe: Config, checkpoint: str, tokenizer: PreTrainedTokenizerBase, device: Device
+) -> ActorCritic:
+    """The policy of a checkpoint or a directory, with neither loss nor reference, which answers do not need."""
+    options = section_of(recipe, "model")
+    if Path(checkpoint).is_dir() and not is_sharded(Path(checkpoint)):
+        kept = {name: options[name] for name in ("precision", "attention") if name in options}
+        model = ActorCritic(causal_lm_from_pretrained(checkpoint), tokenizer=tokenizer, reference=None, **kept)
+        device.check_precision(model.precision)
+        return model
+    state = load_checkpoint(Path(checkpoint))
+    built = build_model(recipe, tokenizer, device, loss=None, reference=None, reference_device=None)
+    assert isinstance(built, ActorCritic)
+    load_strictly(built, state["state_dict"], built.checkpoint_names(), checkpoint)
+    return built
 
 
 def _policy_of_directory(recipe: Config, directory: str, tokenizer: PreTrainedTokenizerBase) -> PolicyModel:

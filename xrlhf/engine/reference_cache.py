@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,7 +21,7 @@ from xrlhf.files import replacing
 from xrlhf.models.policy_model import PolicyModel
 from xrlhf.progress import track
 
-__all__ = ["OneProcess", "Processes", "attach_reference", "reference_file"]
+__all__ = ["Processes", "attach_reference", "reference_file"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -45,31 +44,6 @@ class Processes(Protocol):
     def barrier(self) -> None: ...
 
 
-@dataclass
-class OneProcess:
-    """A model that nobody else runs."""
-
-    model: nn.Module
-    device: Device
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """``value`` alone."""
-        return [value]
-
-    def on_first_rank(self, action: Callable[[], None]) -> None:
-        """Do it."""
-        action()
-
-    def barrier(self) -> None:
-        """Nobody is waited for."""
-
-
 def reference_file(model: PolicyModel, dataset: GroupDataset) -> Path:
     """Where the log-probabilities of a data set under a model's weights at the start are kept."""
     identity = [1, dataset.identity(), model.initial_digest, str(model.precision)]
@@ -84,7 +58,7 @@ def attach_reference(strategy: Processes, dataset: GroupDataset, *, token_budget
     it began with, so this comes before any checkpoint is loaded.
 
     Args:
-        strategy: With the model prepared, or :class:`OneProcess`.
+        strategy: With the model prepared, or :class:`~xrlhf.engine.one_process.OneProcess`.
         dataset: Whose groups get ``reference_logps``.
         token_budget: Most tokens of one batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,11 @@ def draw_and_reward(
     began = drawn = time.perf_counter()
     failure: TrainingError | None = None
     try:
+        # Also by a process that has nothing to draw: all put the weights together.
+        with _weights_of(strategy, rollouts):
+            samples = rollouts.sample(own, k, key=key) if own else []
+        drawn = time.perf_counter()
         if own:
-            samples = rollouts.sample(own, k, key=key)
-            drawn = time.perf_counter()
             found, parts = _rewarded(rewards, own, samples)
     except TrainingError as error:
         # The others wait for this process: they have to hear of it.
@@ -91,6 +94,12 @@ def draw_and_reward(
             all_samples[position], all_rewards[position] = answers, row
     slowest = {name: max(of_rank[3][name] for of_rank in everyone) for name in seconds}
     return Drawn(rows, all_samples, all_rewards, slowest, _means_of_sources([of_rank[4] for of_rank in everyone]))
+
+
+def _weights_of(strategy: Any, rollouts: Rollouts) -> contextlib.AbstractContextManager[None]:
+    """What holds the weights whole that answers are drawn from, where they are drawn from those in training."""
+    policy = getattr(rollouts, "policy", None)
+    return contextlib.nullcontext() if policy is None else strategy.whole_weights(policy.hf_model)
 
 
 def _rewarded(

@@ -47,6 +47,7 @@ class ActorCritic(PolicyModel):
             of all its weights.
         reference: What the policy is held near: as in :class:`PolicyModel`, less ``"cached"``; None where nothing
             compares with a reference.
+        reference_device: As there.
         lora: As there.
         precision: As there; values are in float32 always.
         gradient_checkpointing: As there, for the critic too.
@@ -74,6 +75,7 @@ class ActorCritic(PolicyModel):
         critic: str | PreTrainedModel | Mapping[str, Any] | None = None,
         critic_lora: Mapping[str, Any] | None = None,
         reference: str | Mapping[str, Any] | None = "auto",
+        reference_device: str | None = None,
         lora: Mapping[str, Any] | None = None,
         precision: str = "float32",
         gradient_checkpointing: bool = False,
@@ -92,6 +94,7 @@ class ActorCritic(PolicyModel):
             tokenizer=tokenizer,
             loss=loss,
             reference=reference,
+            reference_device=reference_device,
             lora=lora,
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
@@ -245,30 +248,43 @@ class ActorCritic(PolicyModel):
         with torch.autocast(states.device.type, enabled=False):
             return cast(Tensor, head(states.float()).squeeze(-1))
 
+    def trained_values(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """What the loss reads of the weights in training, each (N,) float32.
+
+        Returns:
+            ``logps``, of the policy; ``entropy`` of its distributions, where the loss has an entropy bonus; ``values``,
+            of the critic, where there is one.
+        """
+        states = self._source_states(self.hf_model, batch)
+        found = {}
+        if getattr(self.loss, "entropy_coef", 0):
+            found["entropy"] = cast(nn.Module, self.hf_model.get_output_embeddings())(states, entropy=True)
+        found["logps"] = self._log_probs_at(self.hf_model, batch, states)
+        if self.critic_kind is not None:
+            found["values"] = self.values(batch, states)
+        return found
+
     def _loss_of_drawn(self, batch: PackedBatch) -> LossOutput:
         if self.loss is None:
             raise ModelError("this policy has no loss: give one in the recipe to train it")
         given = batch.token_values
         if given is None or batch.target_slot is None:
             raise ModelError("the answers come without their advantages: train through xrlhf.engine.loops.RLTrainLoop")
-        states = self._source_states(self.hf_model, batch)
-        entropy = None
-        if self.loss.entropy_coef:
-            entropy = cast(nn.Module, self.hf_model.get_output_embeddings())(states, entropy=True)
+        computed = self.trained_values(batch)
         num_groups, most = batch.response_mask.shape
         tokens = DrawnTokens(
-            self._log_probs_at(self.hf_model, batch, states),
+            computed["logps"],
             given["old_logps"],
             given["advantages"],
             batch.target_slot,
             num_groups * most,
             given.get("reference"),
-            entropy,
+            computed.get("entropy"),
         )
         losses = self.loss(tokens)
         found = dict(self.loss.statistics(tokens))
         if self.value_loss is not None:
-            values = self.values(batch, states)
+            values = computed["values"]
             losses = losses + self.value_loss(values, given["old_values"], given["returns"])
             found["value_error"] = (values.detach() - given["returns"]).square()
         of_group = batch.target_slot // most

@@ -32,7 +32,9 @@ from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
 
-__all__ = ["PolicyModel"]
+__all__ = ["PolicyModel", "check_reference_device"]
+
+_HOST = torch.device("cpu")
 
 
 @MODELS.register_module()
@@ -48,6 +50,8 @@ class PolicyModel(GroupModel):
             without its adapters; ``"copy"``, a frozen copy of it as it was before the first step; ``"cached"``, what
             the model said of the data before the first step, computed once and kept on disk; a dict as for
             ``backbone``, another model; ``"auto"`` for ``"adapter_off"`` where there are adapters, else ``"copy"``.
+        reference_device: ``"cpu"`` keeps a reference that is a copy or another model in the memory of the host and
+            computes it there, while the policy is on its device; None puts it beside the policy.
         lora: Options of :class:`peft.LoraConfig` to train adapters instead of all weights; the only way to train a
             quantised backbone.
         precision: As in :class:`~xrlhf.models.reward_model.RewardModel`; log-probabilities are in float32 always.
@@ -62,6 +66,7 @@ class PolicyModel(GroupModel):
         reference: The frozen model, where it is one of its own.
         reference_layout: The layout of that model; the policy's where it has none.
         reference_kind: ``"adapter_off"``, ``"copy"``, ``"cached"``, ``"model"``, or None where no reference is read.
+        keeps_reference_on_host: Whether that model stays in the memory of the host and is no part of this module.
         initial_digest: Of the weights before training, where the reference is cached: a sample of each.
         needs_divergence: Whether the loss asks how far the policy is from its reference (``divergence`` of a batch).
 
@@ -78,6 +83,7 @@ class PolicyModel(GroupModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         loss: nn.Module | Mapping[str, Any] | None = None,
         reference: str | Mapping[str, Any] | None = "auto",
+        reference_device: str | None = None,
         lora: Mapping[str, Any] | None = None,
         precision: str = "float32",
         gradient_checkpointing: bool = False,
@@ -94,6 +100,7 @@ class PolicyModel(GroupModel):
         kind = self._kind_of_reference(reference, built, uses_lora=lora is not None)
         # Made before adapters are added and before anything is trained.
         self_digest = _digest(model) if kind == "cached" and not are_shapes_alone() else ""
+        check_reference_device(reference_device, kind)
         frozen = _frozen_reference(kind, model, tokenizer)
         wanted = torch_dtype(precision)
         products = model.dtype if wanted is torch.float32 else wanted
@@ -125,7 +132,15 @@ class PolicyModel(GroupModel):
         self.unit = getattr(built, "unit", "groups")
         self.needs_divergence: bool = getattr(built, "needs_divergence", False)
         self.reference_kind = kind if isinstance(kind, str) or kind is None else "model"
-        self.reference: PreTrainedModel | None = frozen
+        self.reference: PreTrainedModel | None
+        self.keeps_reference_on_host = reference_device is not None
+        if self.keeps_reference_on_host:
+            if is_quantised(cast(PreTrainedModel, frozen)):
+                raise ModelError("a quantised reference is computed on an accelerator: leave reference_device out")
+            # No part of the module: neither a device nor a strategy is to move it.
+            object.__setattr__(self, "reference", frozen)
+        else:
+            self.reference = frozen
         self.initial_digest = self_digest
         self.reference_layout = self.layout
         self._own_attention = own_attention
@@ -134,7 +149,8 @@ class PolicyModel(GroupModel):
                 frozen, choosing_output_layer(frozen, products), layout
             )
             if self.reference_layout == "packed":
-                frozen.set_attn_implementation(register_segment_attention(attention))
+                own = "auto" if self.keeps_reference_on_host else attention
+                frozen.set_attn_implementation(register_segment_attention(own))
 
     def _choose_layout_of_reference(self, reference: PreTrainedModel, output_layer: nn.Module, asked: str) -> str:
         if self.reference_kind == "copy":
@@ -160,7 +176,7 @@ class PolicyModel(GroupModel):
 
     def transformers_models(self) -> Iterator[PreTrainedModel]:
         yield self.hf_model
-        if self.reference is not None:
+        if self.reference is not None and not self.keeps_reference_on_host:
             yield self.reference
 
     def count_flops(self) -> Callable[[PackedBatch], float]:
@@ -208,6 +224,8 @@ class PolicyModel(GroupModel):
         Raises:
             ModelError: There is none.
         """
+        if self.reference is not None and self.keeps_reference_on_host:
+            return self._of_model(self.reference, batch.to(_HOST)).to(batch.input_ids.device)
         if self.reference is not None:
             return self._of_model(self.reference, batch)
         if self.reference_kind != "adapter_off" or not isinstance(self.backbone, PeftModel):
@@ -335,6 +353,28 @@ def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -
     if asked == "auto":
         return "adapter_off" if uses_lora else "copy"
     return asked
+
+
+def check_reference_device(asked: Any, kind: str | Mapping[str, Any] | None) -> None:
+    """Refuse a place for a reference that is none, or for one that has no weights of its own.
+
+    Args:
+        asked: What the recipe says.
+        kind: What the reference is going to be.
+
+    Raises:
+        ConfigError: It is neither ``"cpu"`` nor None, or nothing can be held there.
+    """
+    if asked is None:
+        return
+    if asked != "cpu":
+        raise ConfigError(f"reference_device must be 'cpu', or None for the policy's own device, got {asked!r}")
+    if kind != "copy" and not isinstance(kind, Mapping):
+        what = "there is no reference" if kind is None else f"reference={kind!r} has no weights of its own"
+        raise ConfigError(
+            f"reference_device='cpu' places a frozen copy or another model, and {what}: leave it out, or set "
+            "reference='copy'"
+        )
 
 
 def _unique_tokens(tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     # Weights of so small a model would otherwise never be split.
     "zero3": ("zero3", {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}),
 }
+DRAWN = [("ddp", "ppo"), ("fsdp", "ppo"), ("zero3", "ppo"), ("fsdp", "grpo_lora"), ("zero3", "grpo_lora")]
 TIMES = ("seconds", "memory", "tokens_per_second", "groups_per_second")
 
 
@@ -50,11 +51,12 @@ def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]])
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, float]]]]:
     """The folder of all checkpoints, and what process 0 saw of every job."""
     folder = tmp_path_factory.mktemp("rl_strategies")
-    single = [*(job(method) for method in METHODS), job("ppo", draws=True)]
+    single = [*(job(method) for method in METHODS), *(job(method, draws=True) for method in ("ppo", "grpo_lora"))]
     found = {item["name"]: train_under(item, folder) for item in single}
     jobs = [job(method, strategy) for method in METHODS for strategy in STRATEGIES]
     jobs += [job(method, "ddp", f"single_{method}/iter_{SAVED_AT}.pth") for method in METHODS]
-    jobs += [job("ppo", "zero3", f"single_ppo/iter_{SAVED_AT}.pth"), job("ppo", "ddp", draws=True)]
+    jobs.append(job("ppo", "zero3", f"single_ppo/iter_{SAVED_AT}.pth"))
+    jobs += [job(method, strategy, draws=True) for strategy, method in DRAWN]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     run_processes(Path(__file__).with_name("rl_worker.py"), folder)
     ranks = [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(2)]
@@ -75,10 +77,25 @@ def test_two_processes_equal_one(
     assert_same_weights(folder, f"{strategy}_{method}", f"single_{method}", STEPS)
 
 
-def test_two_processes_draw_what_one_draws(trained: tuple[Path, dict[str, list[dict[str, float]]]]) -> None:
+@pytest.mark.parametrize(("strategy", "method"), DRAWN)
+def test_two_processes_draw_what_one_draws(
+    trained: tuple[Path, dict[str, list[dict[str, float]]]], strategy: str, method: str
+) -> None:
+    """From whole weights, also where they are split: as many tokens on each process as its answers have."""
     folder, found = trained
-    assert_same(found["ddp_ppo_drawn"], found["single_ppo_drawn"])
-    assert_same_weights(folder, "ddp_ppo_drawn", "single_ppo_drawn", STEPS)
+    assert_same(found[f"{strategy}_{method}_drawn"], found[f"single_{method}_drawn"])
+    assert_same_weights(folder, f"{strategy}_{method}_drawn", f"single_{method}_drawn", STEPS)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_rollouts_that_fail_on_one_process_end_on_all(
+    trained: tuple[Path, dict[str, list[dict[str, float]]]], strategy: str
+) -> None:
+    """The second process fails while it draws; afterwards weights are split as before, and the next step is taken."""
+    folder, _ = trained
+    for rank in range(2):
+        (found,) = torch.load(folder / f"failures_{rank}.pt", weights_only=False)[strategy]
+        assert found == {"message": "no room for prompt 3", "inside": True, "is_split_again": True, "loss": True}
 
 
 @pytest.mark.parametrize(("strategy", "method"), [*(("ddp", method) for method in METHODS), ("zero3", "ppo")])

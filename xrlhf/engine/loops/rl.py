@@ -180,13 +180,7 @@ class RLTrainLoop(GroupTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """See :meth:`GroupTrainLoop.run`; a new run is validated before its first step."""
-        strategy = self.runner.strategy
-        self.check_model(strategy.module)
-        if strategy.splits_weights and hasattr(self.runner.rollouts, "policy"):
-            raise ConfigError(
-                f"{type(strategy).__name__} splits the weights among processes, so that none of them can draw answers: "
-                "choose strategy 'ddp' or 'zero2', or let a server draw them"
-            )
+        self.check_model(self.runner.strategy.module)
         if self.runner.val_loop is not None and not self._iter:
             self.runner.val_loop.run()
         return super().run()

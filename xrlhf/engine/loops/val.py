@@ -15,6 +15,7 @@ from xrlhf.errors import ConfigError
 from xrlhf.evaluation.batches import SetMetrics, evaluate_batches
 from xrlhf.evaluation.set_loss import SetLoss
 from xrlhf.registry import LOOPS
+from xrlhf.rl.samples import RewardSource, Rollouts
 
 __all__ = ["GroupValLoop", "LossValLoop", "RewardValLoop"]
 
@@ -109,12 +110,28 @@ class RewardValLoop(_ValLoop):
         self.num_answers = num_answers
 
     def _metrics(self, strategy: Any) -> dict[str, float]:
-        runner, dataset = self.runner, self.dataloader.dataset
+        runner = self.runner
+        folder = Path(runner.work_dir) / POLICY_FOLDER
+        return self.reward_metrics(strategy, runner.val_rollouts, runner.reward_source, folder)
+
+    def reward_metrics(
+        self, strategy: Any, rollouts: Rollouts, rewards: RewardSource, folder: Path
+    ) -> dict[str, float]:
+        """What the rewards say of the answers, and how these are; the same on every process.
+
+        Args:
+            strategy: With the policy prepared, or :class:`~xrlhf.engine.one_process.OneProcess`.
+            rollouts: Draws answers.
+            rewards: Rewards them.
+            folder: Where weights are written for servers, see :func:`~xrlhf.engine.rollout.update_servers`.
+
+        Raises:
+            TrainingError: Answers or rewards failed.
+        """
+        dataset = self.dataloader.dataset
         rows = prompt_rows(dataset, range(len(dataset)))
-        update_servers(strategy, runner.val_rollouts, Path(runner.work_dir) / POLICY_FOLDER)
-        drawn = draw_and_reward(
-            strategy, runner.val_rollouts, runner.reward_source, rows, self.num_answers, strategy.seed
-        )
+        update_servers(strategy, rollouts, folder)
+        drawn = draw_and_reward(strategy, rollouts, rewards, rows, self.num_answers, strategy.seed)
         answers = [sample for samples in drawn.samples for sample in samples]
         counted = ~np.isnan(drawn.rewards)
         means = {"reward": float(drawn.rewards[counted].mean())} if counted.any() else {}

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 from xrlhf.engine.checkpoint import check_tensors
 from xrlhf.engine.shares import Share, part_of, shape_of
 from xrlhf.engine.strategies.distributed import DistributedStrategy
+from xrlhf.engine.strategies.whole import with_whole_weights
 from xrlhf.errors import TrainingError
 from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import decoder_layers
@@ -100,6 +101,14 @@ class FSDPStrategy(DistributedStrategy):
     def full_weights(self, names: set[str], *, copied: bool = False) -> dict[str, Tensor]:
         whole = {name: _whole(value) for name, value in self.module.state_dict().items() if name in names}
         return whole if self.rank == 0 else {}
+
+    def whole_weights(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return with_whole_weights(part, self._whole_on_device)
+
+    def _whole_on_device(self, weight: nn.Parameter) -> Tensor:
+        if not isinstance(weight, DTensor):
+            return weight
+        return weight.detach().to(self.device.torch_device).full_tensor()
 
     def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
         state = self.optim_wrapper.state_dict()

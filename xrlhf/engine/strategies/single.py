@@ -188,6 +188,14 @@ class SingleStrategy(BaseStrategy):
         }
         return {**copy.deepcopy({name: part for name, part in state.items() if name != "state"}), "state": values}
 
+    def whole_weights(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Surrounds what runs a part of the model by itself: its weights are whole on every process meanwhile.
+
+        Processes meet where it is entered, which all of them have to do; inside and where it is left none waits for
+        another, so that they may do different things there, and fail there.
+        """
+        return contextlib.nullcontext()
+
     def weight_shares(self, names: set[str]) -> dict[str, Share]:
         """This process's shares of the tensors of the model's state called ``names``, in place.
 

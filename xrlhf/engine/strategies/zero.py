@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xrlhf.engine.checkpoint import check_tensors
 from xrlhf.engine.shares import Share, part_of, shape_of
 from xrlhf.engine.strategies.distributed import DistributedStrategy
+from xrlhf.engine.strategies.whole import with_whole_weights
 from xrlhf.errors import ConfigError
 from xrlhf.registry import STRATEGIES
 
@@ -169,6 +170,15 @@ class ZeROStrategy(DistributedStrategy):
                 if self.rank == 0:
                     weights[name] = value.detach().cpu().clone()
         return weights
+
+    def whole_weights(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return super().whole_weights(part) if self.stage < 3 else with_whole_weights(part, self._whole_on_device)
+
+    def _whole_on_device(self, weight: nn.Parameter) -> Tensor:
+        if not hasattr(weight, "ds_id"):
+            return weight
+        with self._gathered(weight, writing=False):
+            return weight.detach().to(self.device.torch_device, copy=True)
 
     def load_full_weights(self, weights: Mapping[str, Tensor], filename: str) -> None:
         if self.stage < 3:

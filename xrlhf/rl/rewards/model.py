@@ -8,7 +8,7 @@ import numpy as np
 
 from xrlhf.data.encoding import Truncation
 from xrlhf.data.reasons import RowError
-from xrlhf.devices import Device
+from xrlhf.devices import Device, find_device
 from xrlhf.errors import RewardError, UserError
 from xrlhf.evaluation.scorer import Scorer
 from xrlhf.registry import REWARDS
@@ -30,7 +30,8 @@ class RewardModelReward:
         path: A reward model: a directory or a hub name, of a model or of an adapter with its head.
         weight: What its score counts in the sum of all rewards; any finite number.
         name: What the log calls it.
-        device: Where it computes (the builder puts it in); the first that is found if None.
+        device: Where it computes: a device by name, such as ``"cpu"``; that of the policy if None (the builder puts it
+            in), or the first that is found.
         dtype: Type its weights are held in.
         max_length: Most tokens of one conversation; the model's own limit if None.
         truncation: For longer ones: ``"prompt"`` cuts the prompt's beginning, ``"end"`` the answer's end, ``"drop"``
@@ -43,6 +44,7 @@ class RewardModelReward:
     Raises:
         ModelError: Nothing loadable there, or the model has no score head of its own.
         ConfigError: ``weight`` is not a finite number.
+        DeviceError: There is no such device here.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class RewardModelReward:
         *,
         weight: float = 1.0,
         name: str = "reward_model",
-        device: Device | None = None,
+        device: Device | str | None = None,
         dtype: str = "float32",
         max_length: int | None = None,
         truncation: Truncation = "prompt",
@@ -65,7 +67,7 @@ class RewardModelReward:
         self.unscored = unscored
         self.scorer = Scorer.from_pretrained(
             path,
-            device=device,
+            device=find_device(device) if isinstance(device, str) else device,
             dtype=dtype,
             max_length=max_length,
             truncation=truncation,
