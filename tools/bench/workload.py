@@ -15,7 +15,15 @@ from xrlhf.data.reasons import RowError
 from xrlhf.data.sources import open_source
 from xrlhf.models import load_tokenizer
 
-__all__ = ["LLAMA_25M", "LLAMA_3M", "hh_conversations", "random_conversations", "write_model", "write_policy", "write_rows"]
+__all__ = [
+    "LLAMA_3M",
+    "LLAMA_25M",
+    "hh_conversations",
+    "random_conversations",
+    "write_model",
+    "write_policy",
+    "write_rows",
+]
 
 LLAMA_25M = {
     "hidden_size": 512,
