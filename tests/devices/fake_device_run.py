@@ -1,4 +1,4 @@
-"""Trains the project's reward model, policy and actor-critic on the fake device; test_fake_device starts it and reads what it writes.
+"""Trains the project's models on the fake device; test_fake_device starts it and reads what it writes.
 
 Argument: a folder. Writes ``found.pt`` into it.
 """
