@@ -47,8 +47,6 @@ def found(tmp_path_factory: pytest.TempPathFactory, command_environment: dict[st
         (", policy", "packed"),
         (", padded policy", "padded"),
         (f", policy{ON_HOST}", "packed"),
-        (f", padded policy{ON_HOST}", "padded"),
-        (", ppo", "packed"),
         (f", ppo{ON_HOST}", "packed"),
     ],
 )

@@ -22,7 +22,8 @@ from xrlhf.engine.evaluate import evaluate
 from xrlhf.engine.launch import Ranks
 from xrlhf.errors import CheckpointError, ConfigError, DeviceError
 from xrlhf.export.reward import export_checkpoint
-from xrlhf.models import backbone_from_config, causal_lm_from_config
+from xrlhf.models import backbone_from_config, causal_lm_from_config, causal_lm_from_pretrained
+from xrlhf.rl.rollouts import ModelRollouts
 
 pytestmark = pytest.mark.usefixtures("package_logger")
 
@@ -164,12 +165,28 @@ def test_answers_of_a_test_are_drawn_as_in_validation(recipe_of: Callable[..., C
     assert first == second
     assert first["answer_length"] <= 3
     assert first["num_answers"] == 6
+    recipe.val_rollouts.type = DrawsWithACopy
+    assert evaluate(recipe, str(policy), CpuDevice()) == first
     recipe.val_rollouts.sampling.max_new_tokens = 300
     with pytest.raises(
         ConfigError,
         match=r"^val_dataloader\.dataset\.max_length is 256 and val_rollouts\.sampling\.max_new_tokens 300, but the",
     ):
         evaluate(recipe, str(policy), CpuDevice())
+
+
+class DrawsWithACopy:
+    """As servers do: with weights that it reads from the folder that it is told."""
+
+    def __init__(self, tokenizer: Any, sampling: Any) -> None:
+        self.tokenizer, self.sampling = tokenizer, sampling
+
+    def update_weights(self, folder: Path) -> None:
+        model = causal_lm_from_pretrained(str(folder))
+        self.own = ModelRollouts(model, self.tokenizer, device=CpuDevice(), sampling=self.sampling)
+
+    def sample(self, rows: Any, k: int, *, key: int) -> Any:
+        return self.own.sample(rows, k, key=key)
 
 
 def test_a_reward_model_computes_where_the_recipe_says(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
