@@ -28,6 +28,8 @@ from xrlhf.engine.launch import Ranks
 from xrlhf.engine.loops import RLTrainLoop
 from xrlhf.engine.optim import build_optim_wrapper, build_param_schedulers
 from xrlhf.engine.plan import (
+    DRAWING,
+    REWARDING,
     AssumedPrompts,
     Planned,
     RolloutNeeds,
@@ -153,7 +155,8 @@ def _memory(
     peak = plan.peak
     for name in ("weights", "gradients", "optimizer", "activations", "buffers", "total"):
         yield f"{name:<12} {getattr(peak, name) / 2**20:>12,.1f} MiB"
-    yield f"in {peak.name}, with a micro-batch of {workload.batch.num_tokens:,} tokens"
+    of_step = f", with a micro-batch of {workload.batch.num_tokens:,} tokens"
+    yield f"in {peak.name}{'' if peak.name in (DRAWING, REWARDING) else of_step}"
     if plan.host:
         yield f"and {plan.host / 2**20:,.1f} MiB in the memory of the host"
     if shape is not None and needs is not None:

@@ -12,7 +12,7 @@ from xrlhf.engine.plan.report import (
     rollout_lines,
     step_seconds,
 )
-from xrlhf.engine.plan.rollout import RolloutNeeds, rollout_needs, with_rollout
+from xrlhf.engine.plan.rollout import DRAWING, REWARDING, RolloutNeeds, rollout_needs, with_rollout
 from xrlhf.engine.plan.step import Sizes, StepNeeds, sizes_of, step_needs
 from xrlhf.engine.plan.strategies import DevicePlan, Moment, plan_strategy
 from xrlhf.engine.plan.workload import (
@@ -25,6 +25,8 @@ from xrlhf.engine.plan.workload import (
 )
 
 __all__ = [
+    "DRAWING",
+    "REWARDING",
     "AssumedPrompts",
     "DevicePlan",
     "Hardware",

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from xrlhf.config.resolve import resolve
 from xrlhf.engine.plan.fused_attention import plan_fused_attention
 from xrlhf.engine.plan.hardware import Hardware
-from xrlhf.engine.plan.rollout import RolloutNeeds, with_rollout
+from xrlhf.engine.plan.rollout import DRAWING, REWARDING, RolloutNeeds, with_rollout
 from xrlhf.engine.plan.step import StepNeeds, sizes_of, step_needs
 from xrlhf.engine.plan.strategies import DevicePlan, plan_strategy
 from xrlhf.engine.plan.workload import RolloutShape, Workload
@@ -399,8 +399,8 @@ def _advice(plans: Mapping[str, DevicePlan], hardware: Hardware, seconds: float 
     ways = [] if planned.checkpointing else ["model.gradient_checkpointing=True"]
     if peak.activations > 0.3 * peak.total:
         of_rollout = {
-            "drawing answers": "rollouts.max_batch_tokens",
-            "rewarding answers": "token_budget of the rewards",
+            DRAWING: "rollouts.max_batch_tokens",
+            REWARDING: "token_budget of the rewards",
         }
         ways.append(f"a smaller {of_rollout.get(peak.name, 'token_budget or max_length')}")
         if planned.checkpointing and not planned.needs.on_host:

@@ -34,9 +34,12 @@ from xrlhf.rl.rollouts.drawing import draw
 from xrlhf.rl.rollouts.model import sampling_of
 from xrlhf.structures import PackedBatch
 
-__all__ = ["RolloutNeeds", "answers_at_once", "rollout_needs", "with_rollout"]
+__all__ = ["DRAWING", "REWARDING", "RolloutNeeds", "answers_at_once", "rollout_needs", "with_rollout"]
 
 logger = logging.getLogger("xrlhf")
+
+DRAWING, REWARDING = "drawing answers", "rewarding answers"
+"""The moments that a rollout has beside those of its steps."""
 
 _HOST = torch.device("cpu")
 _CPU_BYTES = 1 << 30
@@ -152,8 +155,8 @@ def with_rollout(plan: DevicePlan, needs: RolloutNeeds) -> DevicePlan:
     # Where weights are split, those that answers are drawn from are put together meanwhile.
     whole = needs.policy if plan.splits_weights and needs.at_once else 0
     of_rollout = [
-        replace(rest, name="drawing answers", activations=needs.drawing, buffers=rest.buffers + whole),
-        replace(rest, name="rewarding answers", activations=needs.rewarding),
+        replace(rest, name=DRAWING, activations=needs.drawing, buffers=rest.buffers + whole),
+        replace(rest, name=REWARDING, activations=needs.rewarding),
     ]
     more: tuple[Moment, ...] = tuple(moment for moment in of_rollout if moment.activations)
     return replace(plan, moments=moments + more, resting=rest, host=plan.host + needs.on_host)
