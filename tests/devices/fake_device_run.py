@@ -1,4 +1,4 @@
-"""Trains the project's reward model, policy and actor-critic on the fake device; test_fake_device starts it and reads what it writes.
+"""Trains the project's models on the fake device; test_fake_device starts it and reads what it writes.
 
 Argument: a folder. Writes ``found.pt`` into it.
 """
@@ -154,10 +154,6 @@ def main() -> None:
         ),
         "cpu, padded policy": trained_policy(folder, "cpu_padded_policy", CpuDevice(), padded=True),
         "fake, policy, reference on the host": trained_policy(folder, "fake_host", fake, on_host=True),
-        "fake, padded policy, reference on the host": trained_policy(
-            folder, "fake_padded_host", FakeDevice(static_shapes=True), padded=True, on_host=True
-        ),
-        "fake, ppo": trained_actor_critic(folder, "fake_ppo", fake),
         "cpu, ppo": trained_actor_critic(folder, "cpu_ppo", CpuDevice()),
         "fake, ppo, reference on the host": trained_actor_critic(folder, "fake_ppo_host", fake, on_host=True),
         "metrics": [metrics_on(device) for device in (fake, CpuDevice())],

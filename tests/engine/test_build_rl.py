@@ -17,12 +17,13 @@ from xrlhf.data.practice import practice_tokenizer
 from xrlhf.devices import CpuDevice
 from xrlhf.engine.build import build_dataset, build_parts, build_rewards, build_runner, build_tokenizer
 from xrlhf.engine.checkpoint import load_checkpoint
-from xrlhf.engine.dry_run import dry_run
+from xrlhf.engine.dry_run import dry_run, plan_run
 from xrlhf.engine.evaluate import evaluate
 from xrlhf.engine.launch import Ranks
 from xrlhf.errors import CheckpointError, ConfigError, DeviceError
 from xrlhf.export.reward import export_checkpoint
-from xrlhf.models import backbone_from_config, causal_lm_from_config
+from xrlhf.models import backbone_from_config, causal_lm_from_config, causal_lm_from_pretrained
+from xrlhf.rl.rollouts import ModelRollouts
 
 pytestmark = pytest.mark.usefixtures("package_logger")
 
@@ -164,12 +165,28 @@ def test_answers_of_a_test_are_drawn_as_in_validation(recipe_of: Callable[..., C
     assert first == second
     assert first["answer_length"] <= 3
     assert first["num_answers"] == 6
+    recipe.val_rollouts.type = DrawsWithACopy
+    assert evaluate(recipe, str(policy), CpuDevice()) == first
     recipe.val_rollouts.sampling.max_new_tokens = 300
     with pytest.raises(
         ConfigError,
         match=r"^val_dataloader\.dataset\.max_length is 256 and val_rollouts\.sampling\.max_new_tokens 300, but the",
     ):
         evaluate(recipe, str(policy), CpuDevice())
+
+
+class DrawsWithACopy:
+    """As servers do: with weights that it reads from the folder that it is told."""
+
+    def __init__(self, tokenizer: Any, sampling: Any) -> None:
+        self.tokenizer, self.sampling = tokenizer, sampling
+
+    def update_weights(self, folder: Path) -> None:
+        model = causal_lm_from_pretrained(str(folder))
+        self.own = ModelRollouts(model, self.tokenizer, device=CpuDevice(), sampling=self.sampling)
+
+    def sample(self, rows: Any, k: int, *, key: int) -> Any:
+        return self.own.sample(rows, k, key=key)
 
 
 def test_a_reward_model_computes_where_the_recipe_says(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
@@ -211,6 +228,49 @@ def test_the_report_of_a_dry_run(recipe_of: Callable[..., Config]) -> None:
     )
     assert expected in lines
     assert any("20 of 20 rows became prompts" in line for line in lines)
+    memory = lines[lines.index("# ---- memory of one device, at the peak of a step") + 1 :]
+    names = ["weights", "gradients", "optimizer", "activations", "buffers", "total"]
+    assert [line.split()[0] for line in memory[:6]] == names
+    rollout = memory[memory.index("# ---- a rollout") + 1]
+    assert rollout == "4 answers of at most 8 tokens for each of 1 device(s), drawn 4 at once; then 4 step(s)"
+
+
+def test_a_plan_of_a_run_that_draws_answers(recipe_of: Callable[..., Config], policy: Path, tmp_path: Path) -> None:
+    """In this process, with a reward model of which a config is there; and by servers, with one that is nowhere."""
+    rewards = [{"type": "RewardModelReward", "path": str(policy)}, {"type": "PracticeReward"}]
+    given: dict[str, Any] = {"memory_gib": 80.0, "tflops": 1.0, "link_gbs": 10.0}
+    lines = list(plan_run(recipe_of("tiny_ppo_cpu", rewards=rewards), 2, CpuDevice(), **given))
+    assert "compared with a frozen copy of itself, whose weights are counted too" in lines
+    assert lines[lines.index("# ---- a step") + 1].startswith(
+        "from the prompts of the first 5 rollout(s), with answers"
+    )
+    rollout = lines[lines.index("# ---- a rollout") + 1 :]
+    assert rollout[0] == "2 answers of at most 8 tokens for each of 2 device(s), drawn 2 at once; then 4 step(s)"
+    assert rollout[1].startswith("drawing 0.0")
+    assert "reward models 0.00" in rollout[1]
+    assert rollout[2].startswith("at least ")
+    assert lines[-1].startswith("take --strategy ddp: ")
+    little = list(plan_run(recipe_of("tiny_grpo_cpu"), 2, CpuDevice(), memory_gib=1e-4))
+    assert "model.reference_device='cpu'" in little[-1]
+    # The part of the reference is that of the host then.
+    host = list(plan_run(recipe_of("tiny_grpo_cpu", **{"model.reference_device": "cpu"}), 2, CpuDevice(), **given))
+    assert any(line.startswith("compared with a model in the memory of the host") for line in host)
+    served = {"type": "VllmRollouts", "urls": ["http://127.0.0.1:1"], "model": "m", "sampling": {"max_new_tokens": 9}}
+    recipe = recipe_of("tiny_grpo_cpu", rewards=[{"type": "RewardModelReward", "path": str(tmp_path / "nowhere")}])
+    recipe.rollouts = served
+    lines = list(plan_run(recipe, 2, CpuDevice(), **given))
+    assert any(
+        line.endswith("drawn by servers, whose memory and time are not planned; then 2 step(s)") for line in lines
+    )
+    assert any(line.startswith(f"the reward model {tmp_path / 'nowhere'} is left out: ") for line in lines)
+
+
+def test_a_plan_without_the_prompts(recipe_of: Callable[..., Config], tmp_path: Path) -> None:
+    recipe = recipe_of("tiny_grpo_cpu")
+    recipe.train_dataloader.dataset["sources"][0]["source"] = str(tmp_path / "nowhere.jsonl")
+    lines = list(plan_run(recipe, 2, CpuDevice(), memory_gib=80.0))
+    (source,) = (line for line in lines if line.startswith("from assumed, prompts of 256 tokens with answers of 8 tok"))
+    assert "nowhere.jsonl" in source
 
 
 @pytest.mark.parametrize(

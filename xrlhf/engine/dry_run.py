@@ -16,9 +16,11 @@ from xrlhf.engine.build import (
     Parts,
     build_both_rollouts,
     build_parts,
+    build_prompts,
     build_rewards,
     build_tokenizer,
     build_train_loader,
+    holds_prompts,
     section_of,
     strategy_config,
 )
@@ -26,6 +28,12 @@ from xrlhf.engine.launch import Ranks
 from xrlhf.engine.loops import RLTrainLoop
 from xrlhf.engine.optim import build_optim_wrapper, build_param_schedulers
 from xrlhf.engine.plan import (
+    DRAWING,
+    REWARDING,
+    AssumedPrompts,
+    Planned,
+    RolloutNeeds,
+    RolloutShape,
     Workload,
     assumed_workload,
     hardware_for,
@@ -33,12 +41,16 @@ from xrlhf.engine.plan import (
     plan_by_strategy,
     plan_lines,
     plan_model,
-    plan_strategy,
+    plan_of,
+    rollout_lines,
+    rollout_needs,
     workload_of,
+    workload_of_rollouts,
 )
 from xrlhf.errors import ConfigError, DataError, ModelError, error_line
 from xrlhf.models import PolicyModel, RewardModel
 from xrlhf.registry import LOOPS
+from xrlhf.rl.rollouts import sampling_of
 
 __all__ = ["dry_run", "plan_run"]
 
@@ -76,7 +88,10 @@ def dry_run(recipe: Config, ranks: Ranks, device: Device | None = None) -> Itera
     yield "# ---- steps"
     yield from _steps(loop, parts, ranks)
     yield "# ---- memory of one device, at the peak of a step"
-    if isinstance(parts.train_loader, StepLoader) and isinstance(parts.model, (RewardModel, PolicyModel)):
+    if isinstance(loop, RLTrainLoop):
+        workload, shape = _rollouts_of(recipe, loop, parts.train_loader)  # type: ignore[arg-type]
+        yield from _memory(recipe, parts.tokenizer, workload, strategy, ranks, device, shape)
+    elif isinstance(parts.train_loader, StepLoader) and isinstance(parts.model, (RewardModel, PolicyModel)):
         yield from _memory(recipe, parts.tokenizer, workload_of(parts.train_loader), strategy, ranks, device)
     else:
         yield f"it is planned for a RewardModel or a PolicyModel, and model.type is {type(parts.model).__name__}"
@@ -99,8 +114,28 @@ def _steps(loop: Any, parts: Parts, ranks: Ranks) -> Iterator[str]:
     yield f"step 1 has {len(plan.micro_batches[0])} micro-batch(es) on each of {ranks.world_size} process(es)"
 
 
+def _rollouts_of(
+    recipe: Config, loop: RLTrainLoop, loader: PromptLoader, why: str | None = None
+) -> tuple[Workload, RolloutShape]:
+    """What a rollout brings to one device."""
+    return workload_of_rollouts(
+        loader,
+        num_answers=loop.num_answers,
+        new_tokens=sampling_of(section_of(recipe, "rollouts").get("sampling")).max_new_tokens,
+        epochs=loop.steps_per_rollout // loop.minibatches,
+        minibatches=loop.minibatches,
+        why=why,
+    )
+
+
 def _memory(
-    recipe: Config, tokenizer: Any, workload: Workload, strategy: dict[str, Any], ranks: Ranks, device: Device
+    recipe: Config,
+    tokenizer: Any,
+    workload: Workload,
+    strategy: dict[str, Any],
+    ranks: Ranks,
+    device: Device,
+    shape: RolloutShape | None = None,
 ) -> Iterator[str]:
     planned = plan_model(
         section_of(recipe, "model"),
@@ -111,22 +146,29 @@ def _memory(
         static_shapes=device.static_shapes,
     )
     options = {name: value for name, value in strategy.items() if name not in ("type", "device")}
-    plan = plan_strategy(
-        strategy["type"],
-        options,
-        planned.needs,
-        num_devices=ranks.world_size,
-        micro_batches=workload.micro_batches,
-        precision=planned.precision,
-    )
+    needs = None
+    if shape is not None:
+        needs = _rollout_needs(recipe, planned, shape, on_cpu=device.type == "cpu", memory=device.total_memory())
+    plan = plan_of(strategy["type"], options, planned, workload, ranks.world_size, needs)
     if planned.needs.note:
         yield f"activations are a rule of thumb, and can be far off: {planned.needs.note}"
     peak = plan.peak
     for name in ("weights", "gradients", "optimizer", "activations", "buffers", "total"):
         yield f"{name:<12} {getattr(peak, name) / 2**20:>12,.1f} MiB"
-    yield f"in {peak.name}, with a micro-batch of {workload.batch.num_tokens:,} tokens"
+    of_step = f", with a micro-batch of {workload.batch.num_tokens:,} tokens"
+    yield f"in {peak.name}{'' if peak.name in (DRAWING, REWARDING) else of_step}"
     if plan.host:
         yield f"and {plan.host / 2**20:,.1f} MiB in the memory of the host"
+    if shape is not None and needs is not None:
+        yield from rollout_lines(shape, needs, num_devices=ranks.world_size, flops=None)
+
+
+def _rollout_needs(
+    recipe: Config, planned: Planned, shape: RolloutShape, *, on_cpu: bool, memory: float | None
+) -> RolloutNeeds:
+    """What a rollout of a recipe takes on one device."""
+    judged = planned.judge_flops_per_token * shape.prompts * shape.group_tokens
+    return rollout_needs(recipe, planned.section, shape, judge_flops=judged, on_cpu=on_cpu, memory=memory)
 
 
 def plan_run(
@@ -159,7 +201,9 @@ def plan_run(
     # Refuses what a run would refuse.
     strategy_config(recipe, Ranks(world_size=num_devices, launcher="pytorch"), device)
     on_cpu = is_named and device.type == "cpu"
-    tokenizer, workload = _tokenizer_and_workload(recipe, num_devices)
+    draws = holds_prompts(recipe, "train_dataloader")
+    find = _tokenizer_and_rollouts if draws else _tokenizer_and_workload
+    tokenizer, workload, shape = find(recipe, num_devices)
     planned = plan_model(
         section_of(recipe, "model"),
         tokenizer,
@@ -177,20 +221,40 @@ def plan_run(
         tflops=tflops,
         link_gbs=link_gbs,
     )
-    plans = plan_by_strategy(planned, workload, num_devices, own_strategy(recipe))
-    yield from plan_lines(planned, workload, plans, hardware, num_devices)
+    needs = None
+    if shape is not None:
+        needs = _rollout_needs(recipe, planned, shape, on_cpu=on_cpu, memory=hardware.memory)
+    plans = plan_by_strategy(planned, workload, num_devices, own_strategy(recipe), needs)
+    rollout = None if shape is None or needs is None else (shape, needs)
+    yield from plan_lines(planned, workload, plans, hardware, num_devices, rollout)
 
 
-def _tokenizer_and_workload(recipe: Config, num_devices: int) -> tuple[Any, Workload]:
+def _tokenizer_and_rollouts(recipe: Config, num_devices: int) -> tuple[Any, Workload, RolloutShape]:
+    """The same of a run that draws answers, and what a device has of a rollout."""
+    tokenizer, why = None, None
+    section = section_of(recipe, "train_dataloader")
+    try:
+        tokenizer = build_tokenizer(recipe)
+        prompts: Any = build_prompts(recipe, "train_dataloader", tokenizer)
+    except (ModelError, DataError) as error:
+        why = error_line(error, 200)
+        prompts = AssumedPrompts(section["dataset"], section.get("prompts_per_rollout", 1))
+    options = {name: value for name, value in section.items() if name != "dataset"}
+    loader = PromptLoader(prompts, seed=0, world_size=num_devices, **options)
+    loop = LOOPS.build({**section_of(recipe, "train_cfg"), "runner": None, "dataloader": loader})
+    return tokenizer, *_rollouts_of(recipe, loop, loader, why)
+
+
+def _tokenizer_and_workload(recipe: Config, num_devices: int) -> tuple[Any, Workload, None]:
     """What the data brings; where tokenizer or data are out of reach, what is assumed in their place."""
     tokenizer = None
     try:
         tokenizer = build_tokenizer(recipe)
         loader = build_train_loader(recipe, tokenizer, Ranks(world_size=num_devices))
-        return tokenizer, workload_of(loader)
+        return tokenizer, workload_of(loader), None
     except (ModelError, DataError) as error:
         why = error_line(error, 200)
-        return tokenizer, assumed_workload(section_of(recipe, "train_dataloader"), num_devices, why)
+        return tokenizer, assumed_workload(section_of(recipe, "train_dataloader"), num_devices, why), None
 
 
 def _count(model: nn.Module) -> tuple[int, int]:

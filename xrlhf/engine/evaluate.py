@@ -112,9 +112,7 @@ def _evaluate_by_rewards(recipe: Config, checkpoint: str, device: Device) -> dic
     return loop.reward_metrics(placed, rollouts, rewards, work_dir_of(recipe) / POLICY_FOLDER)
 
 
-def _drawing_policy(
-    recipe: Config, checkpoint: str, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> ActorCritic:
+def _drawing_policy(recipe: Config, checkpoint: str, tokenizer: PreTrainedTokenizerBase, device: Device) -> ActorCritic:
     """The policy of a checkpoint or a directory, with neither loss nor reference, which answers do not need."""
     options = section_of(recipe, "model")
     if Path(checkpoint).is_dir() and not is_sharded(Path(checkpoint)):

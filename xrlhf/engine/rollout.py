@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["POLICY_FOLDER", "Drawn", "RolloutMaker", "draw_and_reward", "prompt_
 
 POLICY_FOLDER = "policy_weights"
 """Where in a run's directory the policy is written for servers."""
+
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ def _rewarded(
     return np.asarray(given.total, dtype=np.float64), given.by_name if len(given.by_name) > 1 else {}
 
 
+def _are_alike(rewards: np.ndarray) -> bool:
+    """Whether (K,) rewards say nothing of which answer is better; NaN where there is none."""
+    known = rewards[~np.isnan(rewards)]
+    return len(known) < 2 or bool((known == known[0]).all())
+
+
 def _means_of_sources(of_ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """The mean reward of each source over all processes; one that said nothing is left out."""
     means = {}
@@ -140,6 +149,13 @@ def update_servers(strategy: Any, rollouts: Rollouts, folder: Path) -> None:
 class RolloutMaker:
     """Makes what is learnt from, rollout by rollout.
 
+    With ``max_redraws`` prompts whose answers are all rewarded alike, from which a method that compares the answers to
+    a prompt learns nothing, give way to others: as many further prompts are drawn as there are such ones, those of them
+    whose answers differ take their places, and so on while there are places left. Further prompts come in an order that
+    follows from the seed and the rollout's number alone, and none comes twice in a rollout; so a rollout does not
+    depend on those before it but by the policy. This is the dynamic sampling of Yu et al. 2025, "DAPO", arXiv
+    2503.14476, section 3.2, which takes further prompts from those of later steps.
+
     Args:
         strategy: The strategy, prepared.
         loader: Which prompts a rollout holds.
@@ -148,6 +164,7 @@ class RolloutMaker:
         appraiser: Makes advantages of that.
         num_answers: Answers to each prompt.
         folder: Where weights are written for servers, see :func:`update_servers`.
+        max_redraws: How often further prompts are drawn, at most.
 
     Attributes:
         drawn: The answers of the last rollout, for whoever wants to look at them.
@@ -162,7 +179,9 @@ class RolloutMaker:
         appraiser: Appraiser,
         num_answers: int,
         folder: Path,
+        max_redraws: int = 0,
     ) -> None:
+        self.max_redraws = max_redraws
         self.folder = folder
         self.strategy = strategy
         self.loader = loader
@@ -182,16 +201,61 @@ class RolloutMaker:
         began = time.perf_counter()
         update_servers(strategy, self.rollouts, self.folder)
         updated = time.perf_counter() - began
-        rows = prompt_rows(self.loader.dataset, self.loader.prompt_ids(number))
-        key = derive_key(strategy.seed, "rollout", number) >> 1
-        self.drawn = drawn = draw_and_reward(strategy, self.rollouts, self.rewards, rows, self.num_answers, key)
+        drawn, counts = self._draw(number)
+        self.drawn = drawn
         began = time.perf_counter()
-        groups = [drawn_group(row, samples) for row, samples in zip(rows, drawn.samples, strict=True)]
+        groups = [drawn_group(row, samples) for row, samples in zip(drawn.rows, drawn.samples, strict=True)]
         values = self._token_values(groups)
         experience = self.appraiser.appraise(number, groups, drawn.samples, drawn.rewards, values)
         seconds = {**drawn.seconds, "seconds_log_probs": time.perf_counter() - began}
         seconds["seconds_rollout"] += updated
-        return Experience(number, experience.groups, {**experience.metrics, **drawn.parts, **seconds})
+        return Experience(number, experience.groups, {**experience.metrics, **drawn.parts, **counts, **seconds})
+
+    def _draw(self, number: int) -> tuple[Drawn, dict[str, float]]:
+        """The answers of a rollout, and what the log shows of prompts that gave way to others."""
+        positions = self.loader.prompt_ids(number)
+        key = derive_key(self.strategy.seed, "rollout", number) >> 1
+        drawn = self._drawn_for(positions, key)
+        if not self.max_redraws:
+            return drawn, {}
+        rows, samples, rewards = list(drawn.rows), list(drawn.samples), drawn.rewards.copy()
+        seconds = dict(drawn.seconds)
+        alike = [place for place, of_prompt in enumerate(rewards) if _are_alike(of_prompt)]
+        counts = {"alike_share": len(alike) / len(rows), "num_redrawn": 0.0}
+        if not np.isnan(rewards).all():
+            counts["drawn_reward"] = float(np.nanmean(rewards))
+        further = self._further_prompts(number, positions)
+        for _ in range(self.max_redraws):
+            chosen = list(itertools.islice(further, len(alike)))
+            if not chosen:
+                break
+            more = self._drawn_for(np.array(chosen), key)
+            counts["num_redrawn"] += len(chosen)
+            seconds = {name: seconds[name] + more.seconds[name] for name in seconds}
+            differing = [place for place, of_prompt in enumerate(more.rewards) if not _are_alike(of_prompt)]
+            for place, source in zip(alike, differing, strict=False):
+                rows[place], samples[place], rewards[place] = (
+                    more.rows[source],
+                    more.samples[source],
+                    more.rewards[source],
+                )
+            alike = alike[len(differing) :]
+        counts["num_left_alike"] = float(len(alike))
+        return Drawn(rows, samples, rewards, seconds, drawn.parts), counts
+
+    def _drawn_for(self, positions: np.ndarray, key: int) -> Drawn:
+        rows = prompt_rows(self.loader.dataset, positions)
+        return draw_and_reward(self.strategy, self.rollouts, self.rewards, rows, self.num_answers, key)
+
+    def _further_prompts(self, number: int, positions: np.ndarray) -> Iterator[int]:
+        """Prompts that a rollout does not hold, each once."""
+        stream = self.loader.dataset.stream(derive_key(self.strategy.seed, "further prompts", number))
+        held = {int(position) for position in positions}
+        for start in range(0, stream.epoch_size, _CHUNK):
+            for found in stream(start, min(start + _CHUNK, stream.epoch_size)):
+                if int(found) not in held:
+                    held.add(int(found))
+                    yield int(found)
 
     def _token_values(self, groups: Sequence[TokenizedGroup]) -> list[Mapping[str, np.ndarray]]:
         """What policy, critic and reference say of the tokens of each group; every process computes a share."""

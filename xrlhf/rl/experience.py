@@ -123,9 +123,11 @@ class Appraiser:
 
         known = {name: np.concatenate([of[name] for of in token_values]) for name in token_values[0]}
         has_ended = np.array([sample.ending == "stop" for of_prompt in samples for sample in of_prompt])
-        scores = self.scores.scores(rewards, has_ended.reshape(rewards.shape))
+        scores = self.scores.scores(rewards, has_ended.reshape(rewards.shape), lengths.reshape(rewards.shape))
         of_tokens = np.zeros(mask.shape)
         metrics: dict[str, float] = {}
+        if self.scores.overlong is not None:
+            metrics["overlong_share"] = float(self.scores.is_overlong(lengths).mean())
         if "reference" in known:
             estimates = _estimates(known, self.kl_estimator)
             of_tokens -= self.kl.coef * padded(estimates)

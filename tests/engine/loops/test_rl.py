@@ -291,6 +291,94 @@ def test_several_sources_are_logged_apart(tmp_path: Path) -> None:
     assert logged["reward"] == pytest.approx(wanted + 0.1 * np.mean([len(i) * (len(i) > 1) for i in answers]), abs=1e-5)
 
 
+# ---------------------------------------------------------------- dynamic sampling, long answers
+
+
+class OddAreAlike(TokenReward):
+    """One answer after the other gets more, but for prompts of odd index, all of whose answers get 1."""
+
+    def rewards(self, rows: Sequence[PromptRow], samples: Sequence[Sequence[Sample]]) -> np.ndarray:
+        places = np.tile(np.arange(len(samples[0]), dtype=np.float32), (len(rows), 1))
+        return np.where(np.array([row.index % 2 for row in rows])[:, None] == 1, 1.0, places)
+
+
+def prompts_of(run: SimpleNamespace) -> list[int]:
+    return [group.row for group in run.loop._experience.groups]
+
+
+@pytest.mark.parametrize("redraws", [0, 1, 9])
+def test_prompts_whose_answers_are_alike_give_way_to_others(tmp_path: Path, redraws: int) -> None:
+    """Six of twelve prompts a rollout; the others come once, and take the places of odd ones if they are even."""
+    run = rl_run(
+        tiny_actor_critic(),
+        tmp_path,
+        rollouts=FixedRollouts(),
+        rewards=OddAreAlike(),
+        dynamic_sampling=redraws,
+        **GRPO,
+    )
+    (logged,) = steps(run, 1)
+    first, found = [int(prompt) for prompt in run.loop.dataloader.prompt_ids(0)], prompts_of(run)
+    num_odd = sum(prompt % 2 for prompt in first)
+    assert 0 < num_odd < 6
+    assert len(set(found)) == 6
+    if not redraws:
+        assert found == first
+        assert not {"alike_share", "num_redrawn", "num_left_alike", "drawn_reward"} & logged.keys()
+        return
+    for before, now in zip(first, found, strict=True):
+        assert now == before or (before % 2 == 1 and now % 2 == 0)
+    assert logged["alike_share"] == pytest.approx(num_odd / 6)
+    assert logged["num_left_alike"] == sum(prompt % 2 for prompt in found)
+    # Rewards 0 to 3, or 1: before any prompt gave way.
+    assert logged["drawn_reward"] == pytest.approx((1.5 * (6 - num_odd) + num_odd) / 6)
+    if redraws == 1:
+        assert logged["num_redrawn"] == num_odd
+    else:
+        # There are six even ones, and all are found.
+        assert sorted(found) == [0, 2, 4, 6, 8, 10]
+        assert num_odd <= logged["num_redrawn"] <= 6
+    advantages = [group.token_values["advantages"] for group in run.loop._experience.groups]
+    assert sum(not of_prompt.any() for of_prompt in advantages) == logged["num_left_alike"]
+
+
+def test_where_all_prompts_are_alike_each_is_drawn_once(tmp_path: Path) -> None:
+    run = rl_run(
+        tiny_actor_critic(),
+        tmp_path,
+        rollouts=FixedRollouts(),
+        rewards=ConstantReward(),
+        dynamic_sampling=9,
+        **GRPO,
+    )
+    (logged,) = steps(run, 1)
+    assert (logged["num_redrawn"], logged["num_left_alike"], logged["alike_share"]) == (6, 6, 1)
+    assert prompts_of(run) == [int(prompt) for prompt in run.loop.dataloader.prompt_ids(0)]
+
+
+def test_a_run_with_dynamic_sampling_goes_on_within_a_rollout(tmp_path: Path) -> None:
+    """Two steps a rollout, stopped after the third: further prompts follow from the rollout's number alone."""
+    options = {**GRPO, "dynamic_sampling": 2, "rewards": OddAreAlike()}
+    expected = steps(rl_run(tiny_actor_critic(), tmp_path / "whole", **options), 6)
+    assert all(step["num_redrawn"] > 0 for step in expected)
+    first = rl_run(tiny_actor_critic(), tmp_path / "first", **options)
+    steps(first, 3)
+    save(first, tmp_path / "iter_3.pth", 3)
+    second = rl_run(tiny_actor_critic(), tmp_path / "second", **options)
+    resume(second, tmp_path / "iter_3.pth")
+    same(steps(second, 3), expected[3:])
+
+
+def test_long_answers_are_counted(tmp_path: Path) -> None:
+    run = rl_run(tiny_actor_critic(), tmp_path, rollouts=FixedRollouts(), overlong_length=6, overlong_buffer=3, **GRPO)
+    (logged,) = steps(run, 1)
+    lengths = np.array([len(ids) for group in run.loop._experience.groups for ids in group.response_ids])
+    assert logged["overlong_share"] == pytest.approx((lengths > 3).mean())
+    # No reward here but for tokens that are wanted, so the mean score is the reward's less the penalty's.
+    penalty = ((lengths - 3) / 3).clip(0, 1).mean()
+    assert logged["score"] == pytest.approx(logged["reward"] - penalty, abs=1e-6)
+
+
 # ---------------------------------------------------------------- resuming
 
 
@@ -425,6 +513,11 @@ def test_the_table_of_samples(tmp_path: Path) -> None:
         ({"num_answers": 0}, "RLTrainLoop: num_answers must be a whole number of at least 1, got 0"),
         ({"minibatches": 7}, "RLTrainLoop: 7 minibatches of 6 prompts: the answers to a prompt stay together, so .*"),
         ({"max_epochs": 1}, "train_cfg needs either max_epochs or max_rollouts"),
+        ({"dynamic_sampling": -1}, "RLTrainLoop: dynamic_sampling must be a whole number of at least 0, got -1"),
+        (
+            {"dynamic_sampling": 1, "num_answers": 1},
+            "RLTrainLoop: dynamic_sampling looks for prompts whose answers are rewarded differently: set .*",
+        ),
         ({"target_kl": 0}, "RLTrainLoop: target_kl must be above 0, or None to skip no step, got 0"),
         ({"advantage": {"lam": 1}}, "RLTrainLoop: advantage is a dict with 'type', such as .*"),
         ({"advantage": {"type": GAE, "lambda": 1}}, "RLTrainLoop: advantage: .*unexpected keyword argument 'lambda'"),

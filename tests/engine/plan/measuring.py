@@ -27,15 +27,18 @@ from xrlhf.models import RewardModel, backbone_from_config, causal_lm_from_confi
 from xrlhf.structures import TokenizedGroup
 
 __all__ = [
+    "ADAMW",
     "LLAMA_14M",
     "LLAMA_32M",
     "LLAMA_100M",
     "TINY_LLAMA",
     "WIDE_OUTPUT",
     "backbone",
+    "events_of",
     "groups_of",
     "language_model",
     "measured_peak",
+    "most_bytes",
     "planned_peak",
 ]
 
@@ -170,16 +173,26 @@ def measured_peak(
                     run.loop.run_step(batches)
             else:
                 run.loop.run_step(batches)
-    return _most_bytes(seen, "the last step")
+    return most_bytes(events_of(seen), "the last step")
 
 
-def _most_bytes(seen: Any, during: str) -> int:
-    """The most bytes that were given out since the profile began and not taken back, while ``during`` went on."""
+def events_of(seen: Any) -> list[dict[str, Any]]:
+    """What a profile saw, which it gives once."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(file))
-        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
-    begins = next(event["ts"] for event in events if event.get("name") == during)
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    return found
+
+
+def most_bytes(events: list[dict[str, Any]], during: str, *, last: bool = False) -> int:
+    """The most bytes that were given out since the profile began and not taken back, while ``during`` went on.
+
+    For the ``last`` time, where it went on several times, and to its end alone.
+    """
+    spans = [(event["ts"], event.get("dur", 0)) for event in events if event.get("name") == during]
+    begins, duration = max(spans) if last else spans[0]
+    ends = begins + duration if last else float("inf")
     given: dict[int, int] = {}
     live = most = 0
     for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
@@ -190,6 +203,6 @@ def _most_bytes(seen: Any, during: str) -> int:
         else:
             # What was there before the profile, left by another test, may be taken back meanwhile.
             live -= given.pop(address, 0)
-        if event["ts"] >= begins:
+        if begins <= event["ts"] <= ends:
             most = max(most, live)
     return most

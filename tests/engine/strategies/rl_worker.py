@@ -32,7 +32,10 @@ STEPS, SAVED_AT = 9, 5
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ppo": ({"critic": "shared"}, {"advantage": {"type": GAE}, "num_answers": 2, "kl_coef": 0.1}),
     "ppo_own": ({"critic": "own"}, {"advantage": {"type": GAE}, "num_answers": 1, "kl_coef": 0.1}),
-    "grpo_lora": ({"lora": {"r": 2, "lora_alpha": 8}}, {"advantage": {"type": GroupRelative}, "num_answers": 3}),
+    "grpo_lora": (
+        {"lora": {"r": 2, "lora_alpha": 8}},
+        {"advantage": {"type": GroupRelative}, "num_answers": 3, "dynamic_sampling": 1},
+    ),
 }
 
 

@@ -20,7 +20,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     # Weights of so small a model would otherwise never be split.
     "zero3": ("zero3", {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}),
 }
-DRAWN = [("ddp", "ppo"), ("fsdp", "ppo"), ("zero3", "ppo"), ("fsdp", "grpo_lora"), ("zero3", "grpo_lora")]
+DRAWN = [("ddp", "ppo"), ("fsdp", "ppo"), ("zero3", "ppo"), ("zero3", "grpo_lora")]
 TIMES = ("seconds", "memory", "tokens_per_second", "groups_per_second")
 
 

@@ -65,6 +65,12 @@ class RLTrainLoop(GroupTrainLoop):
         score_normalise: Normalise rewards by mean and standard deviation of all so far.
         score_clip: Largest size of a score; None for no limit.
         no_end_penalty: What an answer loses that was cut off before it ended, 0 or greater.
+        overlong_length: Tokens at which an answer loses all of ``overlong_penalty``, usually the most that may be
+            drawn; None for no such penalty.
+        overlong_buffer: Tokens before that from which on it loses a part, see :class:`~xrlhf.rl.scores.ScoreRule`.
+        overlong_penalty: 0 or greater.
+        dynamic_sampling: How often, at most, prompts whose answers are all rewarded alike give way to further ones
+            before a rollout is learnt from; 0 keeps them. See :class:`~xrlhf.engine.rollout.RolloutMaker`.
         samples_interval: Rollouts between two entries of answers in ``rollouts.jsonl``, the first rollout included;
             None writes none.
         num_samples: Answers of an entry.
@@ -96,6 +102,10 @@ class RLTrainLoop(GroupTrainLoop):
         score_normalise: bool = False,
         score_clip: float | None = None,
         no_end_penalty: float = 0.0,
+        overlong_length: int | None = None,
+        overlong_buffer: int | None = None,
+        overlong_penalty: float = 1.0,
+        dynamic_sampling: int = 0,
         samples_interval: int | None = 10,
         num_samples: int = 8,
     ) -> None:
@@ -110,6 +120,15 @@ class RLTrainLoop(GroupTrainLoop):
             raise ConfigError(
                 f"RLTrainLoop: {minibatches} minibatches of {prompts} prompts: the answers to a prompt stay together, "
                 f"so take at most {prompts}, or more prompts_per_rollout"
+            )
+        if not isinstance(dynamic_sampling, int) or dynamic_sampling < 0:
+            raise ConfigError(
+                f"RLTrainLoop: dynamic_sampling must be a whole number of at least 0, got {dynamic_sampling!r}"
+            )
+        if dynamic_sampling and num_answers == 1:
+            raise ConfigError(
+                "RLTrainLoop: dynamic_sampling looks for prompts whose answers are rewarded differently: set "
+                "num_answers to 2 or more, or leave it out"
             )
         if (max_epochs is None) == (max_rollouts is None):
             raise ConfigError("train_cfg needs either max_epochs or max_rollouts")
@@ -126,12 +145,21 @@ class RLTrainLoop(GroupTrainLoop):
         self.num_answers = num_answers
         self.minibatches = minibatches
         self.target_kl = target_kl
+        self.dynamic_sampling = dynamic_sampling
         self.samples_interval = samples_interval
         self.num_samples = num_samples
         self.estimator: AdvantageEstimator = _built(advantage)
         self.appraiser = Appraiser(
             self.estimator,
-            ScoreRule(score_baseline, score_normalise, score_clip, no_end_penalty),
+            ScoreRule(
+                score_baseline,
+                score_normalise,
+                score_clip,
+                no_end_penalty,
+                overlong_length,
+                overlong_buffer,
+                overlong_penalty,
+            ),
             KLControl(kl_coef, kl_target, kl_horizon),
             check_kl_estimator("RLTrainLoop", "kl_estimator", kl_estimator),
         )
@@ -198,6 +226,7 @@ class RLTrainLoop(GroupTrainLoop):
             self.appraiser,
             self.num_answers,
             Path(runner.work_dir) / POLICY_FOLDER,
+            max_redraws=self.dynamic_sampling,
         )
         for step in range(self._iter, self._max_steps):
             number = step // self.steps_per_rollout

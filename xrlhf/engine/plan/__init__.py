@@ -8,19 +8,34 @@ from xrlhf.engine.plan.report import (
     plan_by_strategy,
     plan_lines,
     plan_model,
+    plan_of,
+    rollout_lines,
     step_seconds,
 )
+from xrlhf.engine.plan.rollout import DRAWING, REWARDING, RolloutNeeds, rollout_needs, with_rollout
 from xrlhf.engine.plan.step import Sizes, StepNeeds, sizes_of, step_needs
 from xrlhf.engine.plan.strategies import DevicePlan, Moment, plan_strategy
-from xrlhf.engine.plan.workload import Workload, assumed_workload, workload_of
+from xrlhf.engine.plan.workload import (
+    AssumedPrompts,
+    RolloutShape,
+    Workload,
+    assumed_workload,
+    workload_of,
+    workload_of_rollouts,
+)
 
 __all__ = [
+    "DRAWING",
+    "REWARDING",
+    "AssumedPrompts",
     "DevicePlan",
     "Hardware",
     "LiveBytes",
     "Moment",
     "Peak",
     "Planned",
+    "RolloutNeeds",
+    "RolloutShape",
     "Sizes",
     "StepNeeds",
     "Workload",
@@ -30,9 +45,14 @@ __all__ = [
     "plan_by_strategy",
     "plan_lines",
     "plan_model",
+    "plan_of",
     "plan_strategy",
+    "rollout_lines",
+    "rollout_needs",
     "sizes_of",
     "step_needs",
     "step_seconds",
+    "with_rollout",
     "workload_of",
+    "workload_of_rollouts",
 ]

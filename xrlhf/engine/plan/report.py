@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,17 +12,30 @@ from mmengine.config import Config
 from xrlhf.config.resolve import resolve
 from xrlhf.engine.plan.fused_attention import plan_fused_attention
 from xrlhf.engine.plan.hardware import Hardware
+from xrlhf.engine.plan.rollout import DRAWING, REWARDING, RolloutNeeds, with_rollout
 from xrlhf.engine.plan.step import StepNeeds, sizes_of, step_needs
 from xrlhf.engine.plan.strategies import DevicePlan, plan_strategy
-from xrlhf.engine.plan.workload import Workload
+from xrlhf.engine.plan.workload import RolloutShape, Workload
 from xrlhf.engine.strategies import STRATEGIES_BY_NAME, SingleStrategy
 from xrlhf.errors import ConfigError
-from xrlhf.models import PolicyModel, RewardModel
+from xrlhf.models import ActorCritic, PolicyModel, RewardModel
+from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.flops import matrix_flops
 from xrlhf.models.shapes import shapes_alone
 from xrlhf.registry import MODELS
+from xrlhf.structures import PackedBatch
 
-__all__ = ["Planned", "aligned", "own_strategy", "plan_by_strategy", "plan_lines", "plan_model", "step_seconds"]
+__all__ = [
+    "Planned",
+    "aligned",
+    "own_strategy",
+    "plan_by_strategy",
+    "plan_lines",
+    "plan_model",
+    "plan_of",
+    "rollout_lines",
+    "step_seconds",
+]
 
 _PLAIN_FIRST = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3", "fsdp_offload", "zero2_offload", "zero3_offload")
 """Of those that are as fast as each other, what to take: what needs least beside torch, and then the least moved."""
@@ -42,6 +55,10 @@ class Planned:
         flops_per_token: What a step computes, recomputing and a reference included.
         uses_lora: Whether adapters are trained.
         reference: What a policy is compared with, see :class:`~xrlhf.models.PolicyModel`; None for nothing.
+        on_host: Bytes of a reference that stays in the memory of the host.
+        section: The options that the model was built by.
+        judge_flops_per_token: What policy, reference and critic compute for every token of a rollout before it is
+            learnt from; 0 for models that draw no answers.
     """
 
     model: str
@@ -52,6 +69,9 @@ class Planned:
     flops_per_token: float
     uses_lora: bool = False
     reference: str | None = None
+    on_host: int = 0
+    section: Mapping[str, Any] = field(default_factory=dict)
+    judge_flops_per_token: float = 0.0
 
 
 def plan_model(
@@ -83,7 +103,7 @@ def plan_model(
     if "compile" in options:
         options["compile"] = False
     bits: dict[str, int] = {}
-    for part in ("backbone", "reference"):
+    for part in ("backbone", "reference", "critic"):
         if part in options:
             options[part], of_part = _without_quantisation(options[part], options.get("precision", "float32"))
             bits |= {} if of_part is None else {part: of_part}
@@ -97,6 +117,11 @@ def plan_model(
             for transformers_model in model.transformers_models():
                 plan_fused_attention(transformers_model)
     batch = workload.batch
+    reference = getattr(model, "reference_kind", None)
+    judged = _judge_flops(model, batch) if isinstance(model, ActorCritic) else 0.0
+    on_host = 0
+    if isinstance(model, PolicyModel) and model.keeps_reference_on_host:
+        on_host = _take_reference_off(model)
     needs = step_needs(model, batch, optim_wrapper, sizes_of(model, bits))
     computed = model.count_flops()(batch)
     if model.gradient_checkpointing:
@@ -109,8 +134,63 @@ def plan_model(
         needs=needs,
         flops_per_token=computed / batch.num_tokens,
         uses_lora=model.uses_lora,
-        reference=getattr(model, "reference_kind", None),
+        reference=reference,
+        on_host=on_host,
+        section=options,
+        judge_flops_per_token=judged / batch.num_tokens,
     )
+
+
+def _judge_flops(model: ActorCritic, batch: PackedBatch) -> float:
+    """FLOPs of the forward passes of policy, reference and critic over a batch; of a reference on the host none."""
+    assert batch.target_index is not None
+    targets = len(batch.target_index)
+    writers = [model.hf_model]
+    if model.reference_kind is not None and not model.keeps_reference_on_host:
+        writers.append(model.reference or model.hf_model)
+    readers = [*writers, *([] if model.critic_model is None else [model.critic_model])]
+    of_output = 2.0 * targets * sum(embedding_weight(writer).numel() for writer in writers)
+    return of_output + sum(matrix_flops(part, forward_only=True).of(batch.segments, targets) for part in readers)
+
+
+def _take_reference_off(model: PolicyModel) -> int:
+    """Have a step run without the reference that the host computes; bytes of its weights."""
+    assert model.reference is not None
+    size = sum(weight.numel() * weight.element_size() for weight in model.reference.parameters())
+    # As it was put there: it is no part of the module.
+    object.__setattr__(model, "reference", None)
+    model.reference_kind = None
+    return size
+
+
+def plan_of(
+    kind: type[SingleStrategy],
+    options: Mapping[str, Any],
+    planned: Planned,
+    workload: Workload,
+    num_devices: int,
+    rollout: RolloutNeeds | None = None,
+) -> DevicePlan:
+    """The plan of one strategy.
+
+    Args:
+        kind: Its class.
+        options: Its options.
+        planned: The model.
+        workload: What a step brings to a device.
+        num_devices: How many devices there are.
+        rollout: What a rollout takes, where answers are drawn.
+    """
+    plan = plan_strategy(
+        kind,
+        options,
+        planned.needs,
+        num_devices=num_devices,
+        micro_batches=workload.micro_batches,
+        precision=planned.precision,
+    )
+    plan = replace(plan, host=plan.host + planned.on_host)
+    return plan if rollout is None else with_rollout(plan, rollout)
 
 
 def _without_quantisation(backbone: Any, precision: str) -> tuple[Any, int | None]:
@@ -123,7 +203,11 @@ def _without_quantisation(backbone: Any, precision: str) -> tuple[Any, int | Non
 
 
 def plan_by_strategy(
-    planned: Planned, workload: Workload, num_devices: int, own: Mapping[str, Any]
+    planned: Planned,
+    workload: Workload,
+    num_devices: int,
+    own: Mapping[str, Any],
+    rollout: RolloutNeeds | None = None,
 ) -> dict[str, DevicePlan]:
     """The plan of every strategy that so many devices can have.
 
@@ -132,6 +216,7 @@ def plan_by_strategy(
         workload: What a step brings to one of them.
         num_devices: How many there are.
         own: The recipe's own ``strategy`` section, whose options belong to the strategy that it names.
+        rollout: What a rollout takes, where answers are drawn.
     """
     plans = {}
     for name in _PLAIN_FIRST:
@@ -142,14 +227,7 @@ def plan_by_strategy(
         options = {key: value for key, value in preset.items() if key != "type"}
         if own.get("type") == name:
             options.update({key: value for key, value in own.items() if key != "type"})
-        plans[name] = plan_strategy(
-            kind,
-            options,
-            planned.needs,
-            num_devices=num_devices,
-            micro_batches=workload.micro_batches,
-            precision=planned.precision,
-        )
+        plans[name] = plan_of(kind, options, planned, workload, num_devices, rollout)
     return plans
 
 
@@ -176,7 +254,12 @@ def own_strategy(recipe: Config) -> dict[str, Any]:
 
 
 def plan_lines(
-    planned: Planned, workload: Workload, plans: Mapping[str, DevicePlan], hardware: Hardware, num_devices: int
+    planned: Planned,
+    workload: Workload,
+    plans: Mapping[str, DevicePlan],
+    hardware: Hardware,
+    num_devices: int,
+    rollout: tuple[RolloutShape, RolloutNeeds] | None = None,
 ) -> Iterator[str]:
     """The plan in words and a table.
 
@@ -186,6 +269,7 @@ def plan_lines(
         plans: By strategy.
         hardware: What a device is.
         num_devices: How many there are.
+        rollout: What a device has of a rollout and what that takes, where answers are drawn.
     """
     sizes = planned.needs.sizes
     yield "# ---- model, by its shapes"
@@ -194,7 +278,8 @@ def plan_lines(
     name = str(planned.precision).removeprefix("torch.")
     yield f"{planned.model}, {planned.layout} rows, {name}, {kept}"
     if planned.reference is not None:
-        yield f"compared with {_REFERENCES[planned.reference]}"
+        where = _REFERENCES["host" if planned.on_host else planned.reference]
+        yield f"compared with {where}"
     if planned.needs.note:
         yield f"activations are a rule of thumb, and can be far off: {planned.needs.note}"
     yield "# ---- a step"
@@ -205,18 +290,51 @@ def plan_lines(
     )
     share = workload.all_tokens / (workload.tokens * num_devices)
     if share < 0.8:
-        yield f"devices have work for {share:.0%} of the time: raise groups_per_step, or take fewer devices"
+        yield f"devices have work for {share:.0%} of the time: raise {workload.groups_option}, or take fewer devices"
     seconds = None if hardware.flops is None else planned.flops_per_token * workload.tokens / hardware.flops
     yield f"# ---- memory of one device of {num_devices:,} in GiB, and time of a step"
     yield from _table(plans, hardware, seconds)
     yield from hardware.missing
+    if rollout is not None:
+        yield from rollout_lines(*rollout, num_devices=num_devices, flops=hardware.flops)
     yield _advice(plans, hardware, seconds, planned)
+
+
+def rollout_lines(shape: RolloutShape, needs: RolloutNeeds, *, num_devices: int, flops: float | None) -> Iterator[str]:
+    """What a rollout is and takes, in words.
+
+    Args:
+        shape: What a device has of it.
+        needs: What that takes.
+        num_devices: How many devices share it.
+        flops: Of a device in a second; None where nobody said.
+    """
+    yield "# ---- a rollout"
+    answers = shape.prompts * shape.num_answers
+    how = f"{needs.at_once:,} at once" if needs.at_once else "by servers, whose memory and time are not planned"
+    yield (
+        f"{answers:,} answers of at most {shape.new_tokens:,} tokens for each of {num_devices:,} device(s), drawn "
+        f"{how}; then {shape.steps} step(s)"
+    )
+    if needs.at_once:
+        held = {"drawing": needs.drawing, "scoring": needs.rewarding, "reward models": needs.beside}
+        yield ", ".join(f"{name} {_gib(size)} GiB" for name, size in held.items() if size)
+    yield from needs.notes
+    if flops is not None:
+        drawn, judged, scored = (of / flops for of in (needs.draw_flops, needs.judge_flops, needs.reward_flops))
+        yield (
+            f"at least {drawn + judged + scored:.3g} s before the steps: drawing {drawn:.3g} s, log-probabilities "
+            f"{judged:.3g} s, reward models {scored:.3g} s"
+        )
+        if needs.at_once:
+            yield "drawing reads all weights for every token: with few answers at once that takes longer than computing"
 
 
 _REFERENCES = {
     "adapter_off": "itself without its adapters, which holds no more weights",
     "copy": "a frozen copy of itself, whose weights are counted too",
     "model": "another model, whose weights are counted too",
+    "host": "a model in the memory of the host, which computes it, in a time that is not counted",
     "cached": "log-probabilities from disk",
 }
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers")
@@ -280,11 +398,16 @@ def _advice(plans: Mapping[str, DevicePlan], hardware: Hardware, seconds: float 
     peak = plans[least].peak
     ways = [] if planned.checkpointing else ["model.gradient_checkpointing=True"]
     if peak.activations > 0.3 * peak.total:
-        ways.append("a smaller token_budget or max_length")
+        of_rollout = {
+            DRAWING: "rollouts.max_batch_tokens",
+            REWARDING: "token_budget of the rewards",
+        }
+        ways.append(f"a smaller {of_rollout.get(peak.name, 'token_budget or max_length')}")
         if planned.checkpointing and not planned.needs.on_host:
             ways.append("model.activation_offload=True")
-    if planned.reference == "copy":
-        ways.append("model.reference='cached'")
+    if planned.reference == "copy" and not planned.on_host:
+        draws = planned.judge_flops_per_token > 0
+        ways.append("model.reference_device='cpu'" if draws else "model.reference='cached'")
     if not planned.uses_lora:
         ways.append("adapters (model.lora)")
     ways.append("more devices")

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from xrlhf.engine.optim import build_optim_wrapper
 from xrlhf.engine.plan.live_bytes import LiveBytes, Peak
 from xrlhf.errors import UserError, error_line
+from xrlhf.models.actor_critic import ActorCritic
 from xrlhf.models.embeddings import embedding_weight
 from xrlhf.models.group_model import GroupModel
 from xrlhf.models.loading import decoder_layers
@@ -40,6 +42,7 @@ class Sizes:
         largest: Bytes of the largest trained weight.
         small: Bytes of weights of at most 100,000 numbers, which DeepSpeed does not split.
         of_reference: Bytes of the weights of a frozen model beside the trained one, which no backward pass reads.
+        runs_reference: Whether a step runs that model; where answers are drawn it runs before.
     """
 
     weights: int
@@ -51,6 +54,17 @@ class Sizes:
     largest: int
     small: int
     of_reference: int = 0
+    runs_reference: bool = True
+
+    @property
+    def of_reference_in_step(self) -> int:
+        """Bytes of the weights of a frozen model that a step runs."""
+        return self.of_reference if self.runs_reference else 0
+
+    @property
+    def in_step(self) -> int:
+        """Bytes of all weights that a step runs."""
+        return self.weights - self.of_reference + self.of_reference_in_step
 
     @property
     def rest(self) -> int:
@@ -131,7 +145,7 @@ def sizes_of(model: GroupModel, quantised_bits: Mapping[str, int] | None = None)
     Args:
         model: The model.
         quantised_bits: Bits in which the linear layers of a frozen model are held, by its name in ``model``:
-            ``backbone`` or ``reference``. None where nothing is quantised.
+            ``backbone``, ``reference`` or ``critic``. None where nothing is quantised.
     """
     bits_of = _bits_by_name(model, quantised_bits or {})
 
@@ -162,6 +176,7 @@ def sizes_of(model: GroupModel, quantised_bits: Mapping[str, int] | None = None)
         largest=max((of[name] for name in trained), default=0),
         small=sum(of[name] for name, weight in named.items() if weight.numel() <= 100_000),
         of_reference=sum(size for name, size in of.items() if name.split(".")[0] == "reference"),
+        runs_reference=not isinstance(model, ActorCritic),
     )
 
 
@@ -193,10 +208,7 @@ def _watch_passes(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple[
         offload.bytes_moved = 0
         counter.phase = "the forward pass"
         counter.reset_peak()
-        # The loss is left out: it knows a few numbers a response, and may decide by their values.
-        outputs = model(batch, mode="outputs")
-        # A policy's come with those of its reference, which has run before it.
-        total = (outputs[0] if isinstance(outputs, tuple) else outputs).sum()
+        total = _sum_to_learn_from(model, batch)
         counter.phase = "the backward pass"
         total.backward()
         return counter.peak, counter.peak_with_gradients
@@ -211,6 +223,15 @@ def _watch_passes(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple[
         handle.remove()
     later = Peak(without.total + sizes.trained, sizes.trained, without.phase)
     return first, later, split, offload.bytes_moved
+
+
+def _sum_to_learn_from(model: GroupModel, batch: PackedBatch) -> Tensor:
+    """The sum of what a loss reads: it knows a few numbers a response or token, and may decide by their values."""
+    if isinstance(model, ActorCritic):
+        return torch.stack([values.sum() for values in model.trained_values(batch).values()]).sum()
+    outputs = model(batch, mode="outputs")
+    # A policy's come with those of its reference, which has run before it.
+    return (outputs[0] if isinstance(outputs, tuple) else outputs).sum()
 
 
 def _offload_of(counter: LiveBytes) -> Any:
@@ -259,14 +280,8 @@ def _rule_of_thumb(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple
     One hidden vector a layer and one whole layer under checkpointing. Of experts, those that a token is sent to. What a
     policy's output layer holds is known.
     """
-    config = model.hf_model.config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
-    inner *= getattr(config, "num_experts_per_tok", None) or 1
-    width = 4 if model.precision is torch.float32 else 2
-    layer = (10 * hidden + 3 * inner) * width
-    kept = layers * hidden * width + layer if model.gradient_checkpointing else layers * layer
-    activations = batch.num_tokens * kept
+    trained = [part for part in model.transformers_models() if part is not getattr(model, "reference", None)]
+    activations = batch.num_tokens * sum(_kept_of_a_token(model, part) for part in trained)
     if model.hf_model.get_output_embeddings() is not None and batch.target_index is not None:
         activations += most_bytes_held(len(batch.target_index), len(embedding_weight(model.hf_model)))
     phase = "the backward pass"
@@ -275,3 +290,14 @@ def _rule_of_thumb(model: GroupModel, batch: PackedBatch, sizes: Sizes) -> tuple
         Peak(activations + sizes.trained, sizes.trained, phase),
         Peak(activations, 0, phase),
     )
+
+
+def _kept_of_a_token(model: GroupModel, part: PreTrainedModel) -> int:
+    """Bytes that a forward pass of one of the trained models keeps of a token, by the rule of thumb."""
+    config = part.config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
+    inner *= getattr(config, "num_experts_per_tok", None) or 1
+    width = 4 if model.precision is torch.float32 else 2
+    layer = (10 * hidden + 3 * inner) * width
+    return int(layers * hidden * width + layer if model.gradient_checkpointing else layers * layer)

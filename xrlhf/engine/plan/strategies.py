@@ -57,13 +57,17 @@ class DevicePlan:
         moments: The moments that can be the peak.
         host: Bytes in the memory of the host, for this device.
         link: Bytes that a device sends to others in a step.
+        resting: Between two steps.
         host_link: Bytes that go between device and host in a step.
+        splits_weights: Whether a device has only its share of the weights between two steps.
     """
 
     moments: tuple[Moment, ...]
     host: float
     link: float
+    resting: Moment
     host_link: float = 0.0
+    splits_weights: bool = False
 
     @property
     def peak(self) -> Moment:
@@ -135,8 +139,14 @@ def _with_whole_model(needs: StepNeeds, micro_batches: int, *, buffers: float, l
         ),
         host=needs.on_host,
         link=link,
+        resting=_resting(sizes.weights, needs.states, buffers),
         host_link=2 * needs.on_host * micro_batches,
     )
+
+
+def _resting(weights: float, states: float, buffers: float = 0.0) -> Moment:
+    """Without gradients, which go with an update."""
+    return Moment("rest", weights, 0.0, states, 0.0, buffers)
 
 
 def _fsdp(
@@ -156,7 +166,7 @@ def _fsdp(
     offload = bool(options.get("cpu_offload"))
     kept = 0.0 if offload else share
     # A reference runs forward only.
-    gathers = micro_batches * (sizes.weights if stays else 2 * sizes.weights - sizes.of_reference)
+    gathers = micro_batches * (sizes.in_step if stays else 2 * sizes.in_step - sizes.of_reference_in_step)
     link = _others(devices) * width * (gathers + sizes.trained)
     moved = share * (gathers + sizes.trained) if offload else 0.0
     moments = [
@@ -185,7 +195,9 @@ def _fsdp(
         tuple(moments),
         host=needs.on_host + host,
         link=link,
+        resting=_resting(sizes.weights * kept, needs.states * kept),
         host_link=moved + 2 * needs.on_host * micro_batches,
+        splits_weights=True,
     )
 
 
@@ -239,6 +251,7 @@ def _zero_1_and_2(
         tuple(moments),
         host=needs.on_host + host,
         link=(1 - share) * sizes.trained * (reduced + 1),
+        resting=_resting(weights, states),
         host_link=(2 * own if offload else 0.0) + 2 * needs.on_host * micro_batches,
     )
 
@@ -282,12 +295,14 @@ def _zero_3(
     if not offload:
         moments.append(Moment("the update", weights, 2 * own, states, 0.0, bucket + sizes.small + needs.update * share))
     host = sizes.weights * share + 4 * sizes.num_trained * share + 2 * own + needs.states * share if offload else 0.0
-    passes = micro_batches * (2 * sizes.weights - sizes.of_reference)
+    passes = micro_batches * (2 * sizes.in_step - sizes.of_reference_in_step)
     return DevicePlan(
         tuple(moments),
         host=needs.on_host + host,
         link=(1 - share) * (passes + micro_batches * sizes.trained),
+        resting=_resting(weights, states, bucket + sizes.small),
         host_link=(share * passes + micro_batches * own if offload else 0.0) + 2 * needs.on_host * micro_batches,
+        splits_weights=True,
     )
 
 

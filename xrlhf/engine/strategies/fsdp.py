@@ -60,10 +60,6 @@ class FSDPStrategy(DistributedStrategy):
         self.cpu_offload = cpu_offload
         super().__init__(**kwargs)
 
-    @property
-    def splits_weights(self) -> bool:
-        return True
-
     def place(self, model: nn.Module) -> nn.Module:
         # torch 2.13 warns of calls of its own, every step.
         warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -108,7 +104,8 @@ class FSDPStrategy(DistributedStrategy):
     def _whole_on_device(self, weight: nn.Parameter) -> Tensor:
         if not isinstance(weight, DTensor):
             return weight
-        return weight.detach().to(self.device.torch_device).full_tensor()
+        placed: Any = weight.detach().to(self.device.torch_device)
+        return placed.full_tensor()
 
     def full_optimizer_state(self, *, copied: bool = False) -> dict[str, Any]:
         state = self.optim_wrapper.state_dict()

@@ -82,11 +82,6 @@ class SingleStrategy(BaseStrategy):
         super().__init__(**kwargs)
 
     @property
-    def splits_weights(self) -> bool:
-        """Whether a process holds only its share of each weight between two steps."""
-        return False
-
-    @property
     def module(self) -> nn.Module:
         """The model itself, without what the strategy wraps around it."""
         return self.model

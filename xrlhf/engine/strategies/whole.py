@@ -1,4 +1,4 @@
-"""A part of a model with whole weights in the place of those that a strategy has split, for as long as it draws answers.
+"""A part of a model with whole weights in the place of those that a strategy has split, while it draws answers.
 
 What draws answers calls the language model by itself, once a token, and on one process more often than on another: it
 can neither fetch weights from the other processes layer by layer nor wait for them. So all weights are fetched before

@@ -65,10 +65,6 @@ class ZeROStrategy(DistributedStrategy):
         super().__init__(**kwargs)
 
     @property
-    def splits_weights(self) -> bool:
-        return self.stage == 3
-
-    @property
     def module(self) -> nn.Module:
         return getattr(self.model, "module", self.model)
 
