@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,22 @@ def test_ctrl_c_keeps_what_was_said(num: int) -> None:
     answers = ask(generator, Sampling(), num=num, on_text=heard.append)
     assert answers == [Answer(tuple(ids_of("Hel")), "Hel", "interrupted")] * num
     assert "".join(heard) == ("Hel" if num == 1 else "")
+
+
+def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
+    """Python raises the interrupt there and then, where it can only be printed; the next token ends the answer."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def drop(said: int) -> None:
+        if said == 3:
+            Dropped()
+
+    (answer,) = ask(saying("Hello", before=drop), Sampling())
+    assert (answer.text, answer.ending) == ("Hel", "interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_weights_that_are_damaged() -> None:

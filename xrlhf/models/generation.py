@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -243,7 +246,7 @@ class Generator:
         ids = torch.from_numpy(prompt.ids.astype(np.int64))[None].to(self.model.device)
         interrupted = False
         try:
-            with torch.inference_mode(), _without_own_settings(self.model):
+            with torch.inference_mode(), _without_own_settings(self.model), record.listening():
                 cast(Any, self.model).generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=record
                 )
@@ -328,8 +331,33 @@ class _Record(BaseStreamer):
         self._on_text = on_text
         self._steps: list[list[int]] = []
         self._saw_prompt = False
+        self._is_interrupted = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C between two tokens while the block runs; a second one is an interrupt at once.
+
+        Python raises the interrupt wherever it is, and where that is a finaliser or a callback of a library it is lost.
+        Only the main thread can listen, and only where nobody else does.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        self._is_interrupted = True
 
     def put(self, value: Tensor) -> None:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         if not self._saw_prompt:
             self._saw_prompt = True
             return
