@@ -4,7 +4,7 @@ Launch:  xrlhf train configs/tiny_ppo_cpu.py
 Needs:   2 CPU cores, 2 GiB of memory, and the model that is made before:
          xrlhf train configs/tiny_sft_cpu.py
          xrlhf convert pth_to_hf configs/tiny_sft_cpu.py work_dirs/tiny_sft_cpu/iter_500.pth work_dirs/tiny_sft_hf
-Expect:  a held-out reward that rises from -0.3 to 5.7 in 60 rollouts; the best answer has 6 points
+Expect:  a held-out reward that rises from -0.3 to 5.7 in 60 rollouts, four minutes; the best answer has 6 points
 
 A reward model takes the rule's place with
 --cfg-options "rewards=[{'type': 'RewardModelReward', 'path': 'work_dirs/tiny_reward_hf'}]".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -178,6 +179,14 @@ class Terminal:
         )
         os.close(theirs)
 
+    def type_until(self, keys: str, text: str) -> str:
+        """Type again and again until ``text`` comes: an interrupt between a prompt and its reading waits for a key."""
+        for _ in range(60):
+            self.type(keys)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, seconds=5)
+        raise AssertionError(f"{text!r} did not come")
+
     def wait_for(self, text: str, seconds: float = 300.0) -> str:
         """What came until ``text`` did."""
         end = time.monotonic() + seconds
@@ -221,6 +230,8 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # As a shell does for it: what a script put into the background ignores Ctrl-C, and hands that on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -262,8 +273,7 @@ def test_ctrl_c_in_a_terminal(models: Path, terminal: Callable[..., Terminal], t
     shown.type("\x03")
     shown.wait_for("stopped; what was said is kept")
     shown.wait_for("you> ")
-    shown.type("\x03")
-    shown.wait_for("Ctrl-D or /exit leaves")
+    shown.type_until("\x03", "Ctrl-D or /exit leaves")
     shown.wait_for("you> ")
     shown.type("/save it.jsonl\n")
     shown.wait_for("added to it.jsonl")

@@ -204,9 +204,14 @@ def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
         if said == 3:
             Dropped()
 
-    (answer,) = ask(saying("Hello", before=drop), Sampling())
-    assert (answer.text, answer.ending) == ("Hel", "interrupted")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Commands that a script put into the background have it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        (answer,) = ask(saying("Hello", before=drop), Sampling())
+        assert (answer.text, answer.ending) == ("Hel", "interrupted")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_weights_that_are_damaged() -> None:
