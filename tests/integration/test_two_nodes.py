@@ -95,5 +95,6 @@ def test_the_first_node_does_not_answer(pair_run: Callable[[str], PairRun], node
         **{"NPROC_PER_NODE": "1", "NNODES": "2", "NODE_RANK": "1", "ADDR": ADDRESSES[0], "PORT": "29512"},
     )
     assert started.end() == 2, started.said()
-    (line,) = started.said().splitlines()
+    # Where the machine is slow torch tries twice, and says so before.
+    line = started.said().splitlines()[-1]
     assert line.startswith(f"error: not all processes came to {ADDRESSES[0]}:29512 in time: ")
