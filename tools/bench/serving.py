@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measure import Outcome, benchmark_parser, machine_line, run_side, spread, table
+from measure import Outcome, benchmark_parser, machine_line, run_in_turn, run_side, save_report, spread, table
 from scoring import best_of_rows
 from workload import LLAMA_3M, LLAMA_25M, write_model, write_rows
 
@@ -129,15 +129,15 @@ def main() -> int:
         differences.append(
             largest_difference({name: run(name, options, exact, f"check_{n}") for n, name in enumerate(NAMES)})
         )
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
-    for repeat in range(options.repeats):
-        runs: dict[str, Outcome] = {}
-        for number, name in enumerate(NAMES):
-            runs[name] = run(name, options, job, f"side_{number}_{repeat}")
-            outcomes[name].append(runs[name])
-            print(f"  run {repeat + 1}: {name}: {runs[name].values['seconds']:.2f} s", flush=True)
-        if options.dtype == "float32":
-            differences.append(largest_difference(runs))
+    outcomes = run_in_turn(
+        NAMES,
+        options.repeats,
+        lambda name, label: run(name, options, job, label),
+        lambda outcome: f"{outcome.values['seconds']:.2f} s",
+    )
+    if options.dtype == "float32":
+        repeats = zip(*outcomes.values(), strict=True)
+        differences += [largest_difference(dict(zip(NAMES, runs, strict=True))) for runs in repeats]
     count = options.prompts * options.responses
     print(f"{count} scores, largest difference in float32 {max(differences):.2g}")
     if max(differences) > TOLERANCE:
@@ -175,13 +175,7 @@ def report(options: argparse.Namespace, outcomes: dict[str, list[Outcome]]) -> N
         )
     header = ["side", "scores/s", "times serve_rm's design", "share of offline", "median s", "p99 s", "peak MiB"]
     text = table(header, rows)
-    print("\n" + text)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    raw = {
-        name: [{k: v for k, v in o.values.items() if k != "scores"} for o in runs] for name, runs in outcomes.items()
-    }
-    (options.out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
-    print(f"raw figures: {options.out}")
+    save_report(options.out, text, outcomes, without=["scores"])
 
 
 if __name__ == "__main__":

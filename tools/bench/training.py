@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Outcome, benchmark_parser, matrix_rate, run_side, spread, table
+from measure import Outcome, benchmark_parser, matrix_rate, run_side, save_report, spread, table
 
 __all__ = ["Contender", "TrainingBenchmark", "slug", "training_parser"]
 
@@ -135,15 +134,8 @@ class TrainingBenchmark:
                 f"({self.flops_per_unit / 1e9:.1f} GFLOP each); xrlhf reaches "
                 f"{statistics.median(speeds['xrlhf']) / floor:.0%} of it"
             )
-        print("\n" + text)
-        (out / "table.md").write_text(text + "\n", encoding="utf-8")
-        raw = {
-            name: [{**o.values, "wall_seconds": o.wall_seconds, "peak_mib": o.peak_mib} for o in runs]
-            for name, runs in outcomes.items()
-        }
-        (out / "raw.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
         self._plot(speeds, out / "speed.png")
-        print(f"raw figures and plot: {out}")
+        save_report(out, text, outcomes)
 
     def _memory_line(self, outcomes: dict[str, list[Outcome]]) -> str:
         """Peak memory of ours under the settings that the baseline has, activation checkpointing among them."""

@@ -32,7 +32,7 @@ from xrlhf.ops.attention import register_segment_attention
 from xrlhf.registry import MODELS
 from xrlhf.structures import LossOutput, PackedBatch
 
-__all__ = ["PolicyModel", "check_reference_device"]
+__all__ = ["PolicyModel"]
 
 _HOST = torch.device("cpu")
 
@@ -100,7 +100,7 @@ class PolicyModel(GroupModel):
         kind = self._kind_of_reference(reference, built, uses_lora=lora is not None)
         # Made before adapters are added and before anything is trained.
         self_digest = _digest(model) if kind == "cached" and not are_shapes_alone() else ""
-        check_reference_device(reference_device, kind)
+        _check_reference_device(reference_device, kind)
         frozen = _frozen_reference(kind, model, tokenizer)
         wanted = torch_dtype(precision)
         products = model.dtype if wanted is torch.float32 else wanted
@@ -355,7 +355,7 @@ def _kind_of_reference(asked: Any, loss: nn.Module | None, *, uses_lora: bool) -
     return asked
 
 
-def check_reference_device(asked: Any, kind: str | Mapping[str, Any] | None) -> None:
+def _check_reference_device(asked: Any, kind: str | Mapping[str, Any] | None) -> None:
     """Refuse a place for a reference that is none, or for one that has no weights of its own.
 
     Args:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from clock_hook import ClockHook
 from job import read_job, write_result
-
-from xrlhf.cli.main import main as xrlhf
-
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "rl_bench.py"
+from recipe_run import train_recipe
 
 
 def main(job_file: str) -> None:
@@ -32,10 +28,7 @@ def main(job_file: str) -> None:
     if job["answers"]:
         options["rollouts"] = {"type": "StoredAnswers", "path": job["answers"]}
         import stored_answers  # noqa: F401  (registers what the option names)
-    arguments = ["train", str(RECIPE), "--device", job["device"], "--cfg-options"]
-    status = xrlhf([*arguments, *(f"{key}={value}" for key, value in options.items())])
-    if status:
-        raise SystemExit(status)
+    train_recipe("rl_bench", job["device"], options)
     write_result(
         job,
         {

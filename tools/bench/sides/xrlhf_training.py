@@ -8,14 +8,10 @@ STARTED = time.perf_counter()
 
 import sys  # noqa: E402
 from itertools import pairwise  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 from clock_hook import ClockHook  # noqa: E402
-
-from xrlhf.cli.main import main as xrlhf  # noqa: E402
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 from job import read_job, write_result  # noqa: E402
+from recipe_run import train_recipe  # noqa: E402
 
 
 def main(job_file: str) -> None:
@@ -34,10 +30,7 @@ def main(job_file: str) -> None:
         "cache_dir": job["scratch"] + "_cache",
         **job.get("recipe_options", {}),
     }
-    arguments = ["train", str(RECIPES / f"{job['recipe']}.py"), "--device", job["device"], "--cfg-options"]
-    status = xrlhf([*arguments, *(f"{key}={value}" for key, value in options.items())])
-    if status:
-        raise SystemExit(status)
+    train_recipe(job["recipe"], job["device"], options)
     ends = ClockHook.ends
     result = {
         "losses": [step["loss"] for step in ClockHook.steps],

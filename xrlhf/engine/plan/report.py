@@ -157,8 +157,7 @@ def _take_reference_off(model: PolicyModel) -> int:
     """Have a step run without the reference that the host computes; bytes of its weights."""
     assert model.reference is not None
     size = sum(weight.numel() * weight.element_size() for weight in model.reference.parameters())
-    # As it was put there: it is no part of the module.
-    object.__setattr__(model, "reference", None)
+    model.reference = None
     model.reference_kind = None
     return size
 

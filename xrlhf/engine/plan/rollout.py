@@ -31,7 +31,7 @@ from xrlhf.rl.rewards import RewardModelReward
 from xrlhf.rl.rollouts import ModelRollouts
 from xrlhf.rl.rollouts.cache import bytes_per_token, growing_cache
 from xrlhf.rl.rollouts.drawing import draw
-from xrlhf.rl.rollouts.model import sampling_of
+from xrlhf.rl.rollouts.model import default_batch_tokens, next_logits, sampling_of
 from xrlhf.structures import PackedBatch
 
 __all__ = ["DRAWING", "REWARDING", "RolloutNeeds", "answers_at_once", "rollout_needs", "with_rollout"]
@@ -42,9 +42,6 @@ DRAWING, REWARDING = "drawing answers", "rewarding answers"
 """The moments that a rollout has beside those of its steps."""
 
 _HOST = torch.device("cpu")
-_CPU_BYTES = 1 << 30
-_DEVICE_SHARE = 0.2
-_SCORED_TOKENS = 16384
 _UNTRAINED = ("loss", "value_loss", "critic", "critic_lora", "reference", "reference_device")
 
 
@@ -179,8 +176,7 @@ def answers_at_once(
     if max_batch_tokens is None:
         if memory is None and not on_cpu:
             return answers
-        room = _DEVICE_SHARE * (memory or _CPU_BYTES)
-        max_batch_tokens = int(min(_CPU_BYTES, room) if on_cpu else room) // per_token
+        max_batch_tokens = default_batch_tokens(memory, per_token, on_cpu=on_cpu)
     return max(1, min(answers, max_batch_tokens // (shape.longest_prompt + shape.new_tokens)))
 
 
@@ -257,19 +253,9 @@ def _watch_drawing(model: ActorCritic, shape: RolloutShape, rows: int, sampling:
 
 def _logits(model: PreTrainedModel, cache: Any, rows: int, tokens: int) -> Tensor:
     """(rows, V), behind so many more tokens than the cache has."""
-    before = int(cache.get_seq_length())
-    options: dict[str, Any] = {
-        "attention_mask": torch.ones(rows, before + tokens, dtype=torch.long),
-        "past_key_values": cache,
-        "use_cache": True,
-    }
-    accepted = inspect.signature(model.forward).parameters
-    if "position_ids" in accepted:
-        options["position_ids"] = torch.zeros(rows, tokens, dtype=torch.long)
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = 1
-    found: Tensor = model(input_ids=torch.zeros(rows, tokens, dtype=torch.long), **options).logits
-    return found[:, -1]
+    ids = torch.zeros(rows, tokens, dtype=torch.long)
+    mask = torch.ones(rows, int(cache.get_seq_length()) + tokens, dtype=torch.long)
+    return next_logits(model, cache, ids, mask, torch.zeros_like(ids))
 
 
 def _reward_model(spec: Mapping[str, Any], shape: RolloutShape) -> tuple[int, int, float]:
@@ -282,7 +268,8 @@ def _reward_model(spec: Mapping[str, Any], shape: RolloutShape) -> tuple[int, in
         model = RewardModel({"type": backbone_from_pretrained, **options})
     sizes = sizes_of(model)
     group = shape.group_tokens
-    many = max(1, min(shape.prompts, int(spec.get("token_budget", _SCORED_TOKENS)) // group))
+    default = inspect.signature(RewardModelReward).parameters["token_budget"].default
+    many = max(1, min(shape.prompts, int(spec.get("token_budget", default)) // group))
     batch = shape.group_batch(many)
     flops = matrix_flops(model.hf_model, forward_only=True).of(batch.segments) * shape.prompts / many
     try:

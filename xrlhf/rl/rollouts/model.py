@@ -25,7 +25,7 @@ from xrlhf.rl.rollouts.cache import bytes_per_token, growing_cache
 from xrlhf.rl.rollouts.drawing import draw, uniforms_of
 from xrlhf.rl.samples import PromptRow, Sample
 
-__all__ = ["ModelRollouts", "WritingModel", "sampling_of"]
+__all__ = ["ModelRollouts", "WritingModel", "default_batch_tokens", "next_logits", "sampling_of"]
 
 logger = logging.getLogger("xrlhf")
 
@@ -150,11 +150,8 @@ class ModelRollouts:
         if self.max_batch_tokens is not None:
             return self.max_batch_tokens
         memory = self.device.total_memory()
-        if self.device.type == "cpu" or memory is None:
-            room = min(_CPU_BYTES, int(_DEVICE_SHARE * (memory or _CPU_BYTES)))
-        else:
-            room = int(_DEVICE_SHARE * memory)
-        return max(1, room // bytes_per_token(model.config, model.dtype))
+        on_cpu = self.device.type == "cpu" or memory is None
+        return default_batch_tokens(memory, bytes_per_token(model.config, model.dtype), on_cpu=on_cpu)
 
     def _batches(self, rows: Sequence[PromptRow], k: int, budget: int) -> Iterator[list[_Job]]:
         """All answers that are to be drawn, the longest prompts first, so that what does not fit shows at once."""
@@ -229,13 +226,7 @@ class ModelRollouts:
 
     def _forward(self, model: PreTrainedModel, cache: Cache, state: _State, ids: Tensor) -> Tensor:
         """(R, V): logits behind the last of ``ids``."""
-        accepted = inspect.signature(model.forward).parameters
-        options: dict[str, Any] = {"attention_mask": state.mask, "past_key_values": cache, "use_cache": True}
-        if "position_ids" in accepted:
-            options["position_ids"] = state.positions
-        if "logits_to_keep" in accepted:
-            options["logits_to_keep"] = 1
-        return cast(Tensor, model(input_ids=ids, **options).logits[:, -1])
+        return next_logits(model, cache, ids, state.mask, state.positions)
 
     def _samples(self, ids: np.ndarray, logps: np.ndarray, lengths: np.ndarray) -> list[Sample]:
         stops = set(self.stop_ids)
@@ -302,6 +293,37 @@ class _State:
         if limit is not None:
             # Of rows that have ended and wait to be taken out.
             self.positions = self.positions.clamp(max=limit - 1)
+
+
+def default_batch_tokens(memory: float | None, per_token: int, *, on_cpu: bool) -> int:
+    """How many tokens answers under way may have in the cache where a recipe does not say.
+
+    Args:
+        memory: Bytes that the device holds; None where that is not known.
+        per_token: Bytes that the cache keeps of a token.
+        on_cpu: Whether the device is a processor, whose memory others need too.
+    """
+    room = int(_DEVICE_SHARE * (memory or _CPU_BYTES))
+    return max(1, (min(_CPU_BYTES, room) if on_cpu else room) // per_token)
+
+
+def next_logits(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """(R, V): logits behind the last of ``ids``, with those before them in the cache.
+
+    Args:
+        model: A language model.
+        cache: Takes up the keys and values of ``ids``.
+        ids: (R, T) int64.
+        mask: (R, tokens so far) int64, 0 for filling.
+        positions: (R, T) int64.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    if "position_ids" in accepted:
+        options["position_ids"] = positions
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = 1
+    return cast(Tensor, model(input_ids=ids, **options).logits[:, -1])
 
 
 def sampling_of(given: Sampling | Mapping[str, Any] | None) -> Sampling:
