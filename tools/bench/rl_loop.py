@@ -119,10 +119,8 @@ def gradients_agree(options: argparse.Namespace, sides: dict[str, Any], check: d
     for number, (name, (command, settings)) in enumerate(sides.items()):
         values = run_side(command, {**settings, **check}, options.out, f"check_{number}", options.threads).values
         found[name] = (values["grad_norms"][0], values["rewards"][0])
-    print(
-        "one step on stored answers in float32: "
-        + ", ".join(f"{name} gradient norm {norm:.6f}, reward {reward:.6f}" for name, (norm, reward) in found.items())
-    )
+        norm, reward = found[name]
+        print(f"  one step on stored answers: {name}: gradient norm {norm:.6f}, reward {reward:.6f}", flush=True)
     (norm, reward), *others = found.values()
     if all(abs(n / norm - 1) <= 1e-3 and abs(r - reward) <= 1e-5 for n, r in others):
         return True
