@@ -37,11 +37,21 @@ def training_parser(description: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a timed run")
+    parser.add_argument(
+        "--steps", type=steps, default=12, help=f"optimizer steps of a run; the first {WARMUP_STEPS} are not timed"
+    )
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 8], help="TRL's batch sizes to try")
     parser.add_argument("--max-length", type=int, default=1024)
     return parser
+
+
+def steps(text: str) -> int:
+    """Enough of them that some are timed."""
+    count = int(text)
+    if count <= WARMUP_STEPS:
+        raise argparse.ArgumentTypeError(f"{count} leaves none to time behind the first {WARMUP_STEPS}")
+    return count
 
 
 @dataclass(frozen=True)
