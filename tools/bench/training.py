@@ -112,8 +112,8 @@ class TrainingBenchmark:
 
     def speed(self, outcome: Outcome) -> float:
         """Units a second over the steps after the warm-up."""
-        steps = outcome.values["step_seconds"][WARMUP_STEPS - 1 :]
-        return float(self.units_per_step * len(steps) / sum(steps))
+        seconds = outcome.values["step_seconds"][WARMUP_STEPS - 1 :]
+        return float(self.units_per_step * len(seconds) / sum(seconds))
 
     def _report(self, outcomes: dict[str, list[Outcome]], rates: list[float]) -> None:
         """Print the table, and save it with every single figure and a plot."""
